@@ -1,0 +1,87 @@
+package evidence
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+// FlowKey names a TCP flow, the same for both directions.
+type FlowKey struct{ A, B netip.AddrPort }
+
+// NewFlowKey orders the two ends.
+func NewFlowKey(x, y netip.AddrPort) FlowKey {
+	if x.Compare(y) > 0 {
+		x, y = y, x
+	}
+	return FlowKey{x, y}
+}
+
+// Flow is one implicated TCP connection as a window shows it.
+type Flow struct {
+	// ID is stable inside an incident: "f1", "f2", ...
+	ID string `json:"id"`
+	// Client is the TCP initiator and Server its other end. InitiatorSeen tells
+	// whether the SYN was in the window; otherwise the lower port is the server.
+	Client        netip.AddrPort `json:"client"`
+	Server        netip.AddrPort `json:"server"`
+	InitiatorSeen bool           `json:"initiator_seen"`
+	// Local is this host's end; the zero value if the flow is forwarded.
+	Local   netip.AddrPort `json:"local,omitzero"`
+	First   time.Time      `json:"first"`
+	Last    time.Time      `json:"last"`
+	Packets int            `json:"packets"`
+	// Bytes of payload from client to server and back, retransmissions included.
+	ClientBytes uint64 `json:"client_bytes"`
+	ServerBytes uint64 `json:"server_bytes"`
+	// Reset is the first RST; nil if the flow was implicated without one.
+	Reset *Reset `json:"reset,omitempty"`
+	// Resets counts all RST segments of the flow.
+	Resets int `json:"resets"`
+	// Timeline holds the steps that tell the story, at most MaxSteps.
+	Timeline []Step `json:"timeline,omitempty"`
+	// Owner is the process on this host that owns the flow's local end.
+	Owner *Owner `json:"owner,omitempty"`
+	// OwnerSource says how the owner is known.
+	OwnerSource string  `json:"owner_source,omitempty"`
+	Verdict     Verdict `json:"verdict"`
+}
+
+// MaxSteps bounds a flow's timeline.
+const MaxSteps = 24
+
+// Peer is the end that is not on this host; the zero value if forwarded.
+func (f *Flow) Peer() netip.AddrPort {
+	switch f.Local {
+	case f.Client:
+		return f.Server
+	case f.Server:
+		return f.Client
+	}
+	return netip.AddrPort{}
+}
+
+func (f *Flow) String() string { return fmt.Sprintf("%v > %v", f.Client, f.Server) }
+
+// Reset is one RST segment, with what the forensic rules read of it.
+type Reset struct {
+	Time time.Time `json:"time"`
+	// Packet is its number in the window, from 1, as Wireshark counts.
+	Packet int `json:"packet"`
+	// From is the address that the RST claims to come from.
+	From      netip.AddrPort `json:"from"`
+	Direction Direction      `json:"direction"`
+	Interface string         `json:"interface"`
+	Flags     string         `json:"flags"`
+	TTL       uint8          `json:"ttl"`
+	Payload   []byte         `json:"payload,omitempty"`
+}
+
+// Step is one packet of a flow's story.
+type Step struct {
+	Time   time.Time `json:"time"`
+	Packet int       `json:"packet"`
+	Flags  string    `json:"flags"`
+	// Line reads like tcpdump: offset, direction (< received, > sent), numbers, remark.
+	Line string `json:"line"`
+}

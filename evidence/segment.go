@@ -1,0 +1,245 @@
+package evidence
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// Flags are the control bits of a TCP header (RFC 9293 section 3.1), with the
+// ninth bit AE of AccECN (RFC 9768).
+type Flags uint16
+
+// The control bits.
+const (
+	FIN Flags = 1 << iota
+	SYN
+	RST
+	PSH
+	ACK
+	URG
+	ECE
+	CWR
+	AE
+)
+
+var flagNames = [...]string{"FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR", "AE"}
+
+// Has tells whether all bits of f are set.
+func (f Flags) Has(bits Flags) bool { return f&bits == bits }
+
+// String lists the bits, "SYN_ACK" style, as flow tools write them.
+func (f Flags) String() string {
+	var names []string
+	for i, n := range flagNames {
+		if f&(1<<i) != 0 {
+			names = append(names, n)
+		}
+	}
+	if names == nil {
+		return "none"
+	}
+	return strings.Join(names, "_")
+}
+
+// Segment is a decoded TCP segment, or the TCP header quoted by an ICMP error.
+type Segment struct {
+	Time     time.Time
+	Src, Dst netip.AddrPort
+	Seq, Ack uint32
+	Flags    Flags
+	// Window is the unscaled window field.
+	Window uint16
+	// PayloadBytes is the length of the TCP payload on the wire.
+	PayloadBytes uint32
+	// TTL is the IPv4 time to live or the IPv6 hop limit.
+	TTL uint8
+	// TOS is the IPv4 type of service or the IPv6 traffic class.
+	TOS uint8
+	// IPID is the IPv4 identification field; 0 for IPv6.
+	IPID uint16
+	// DontFragment is the IPv4 DF bit.
+	DontFragment bool
+	// FlowLabel is the IPv6 flow label; 0 for IPv4.
+	FlowLabel uint32
+	// HasTimestamps tells whether the TCP timestamp option (RFC 7323) is present.
+	HasTimestamps bool
+	TSVal, TSEcr  uint32
+	// MSS is the maximum segment size option of a SYN; 0 where absent.
+	MSS uint16
+	// OptionBytes is the length of the TCP options.
+	OptionBytes uint8
+	// Payload is the kept payload, of a RST only. It aliases Packet.Header.
+	Payload []byte
+}
+
+// Length is the sequence space that the segment takes: payload, SYN and FIN.
+func (s *Segment) Length() uint32 {
+	n := s.PayloadBytes
+	if s.Flags.Has(SYN) {
+		n++
+	}
+	if s.Flags.Has(FIN) {
+		n++
+	}
+	return n
+}
+
+// Key is the flow that the segment belongs to.
+func (s *Segment) Key() FlowKey { return NewFlowKey(s.Src, s.Dst) }
+
+// Errors of ParseSegment. ErrNotTCP is no fault: ICMP errors are kept too.
+var (
+	ErrNotTCP    = errors.New("not a TCP segment")
+	ErrTruncated = errors.New("header is truncated")
+)
+
+// ParseSegment decodes a packet's headers into s. Tunnels and fragments other
+// than the first are ErrNotTCP. It does not allocate on the good path.
+func ParseSegment(p *Packet, s *Segment) error {
+	*s = Segment{Time: p.Time()}
+	l4, total, err := parseIP(p.Header, int(p.WireBytes), s)
+	if err != nil {
+		return err
+	}
+	return parseTCP(l4, total, s)
+}
+
+const protoTCP = 6
+
+// parseIP fills the network fields; it returns the bytes from the TCP header on
+// and the length that they had on the wire.
+func parseIP(b []byte, wire int, s *Segment) ([]byte, int, error) {
+	if len(b) == 0 {
+		return nil, 0, ErrTruncated
+	}
+	switch b[0] >> 4 {
+	case 4:
+		return parseIPv4(b, wire, s)
+	case 6:
+		return parseIPv6(b, wire, s)
+	}
+	return nil, 0, fmt.Errorf("IP version %d: %w", b[0]>>4, ErrNotTCP)
+}
+
+func parseIPv4(b []byte, wire int, s *Segment) ([]byte, int, error) {
+	head := int(b[0]&15) * 4
+	if head < 20 || len(b) < head {
+		return nil, 0, ErrTruncated
+	}
+	if b[9] != protoTCP || binary.BigEndian.Uint16(b[6:])&0x1fff != 0 {
+		return nil, 0, ErrNotTCP
+	}
+	s.TOS, s.TTL, s.IPID = b[1], b[8], binary.BigEndian.Uint16(b[4:])
+	s.DontFragment = b[6]&0x40 != 0
+	s.Src = netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[12:16])), 0)
+	s.Dst = netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[16:20])), 0)
+	// BIG TCP writes 0: then the length on the wire is the truth. Otherwise the
+	// IP length is, for short frames are padded.
+	total := int(binary.BigEndian.Uint16(b[2:]))
+	if total == 0 {
+		total = wire
+	}
+	return b[head:], total - head, nil
+}
+
+func parseIPv6(b []byte, wire int, s *Segment) ([]byte, int, error) {
+	const head = 40
+	if len(b) < head {
+		return nil, 0, ErrTruncated
+	}
+	s.TOS, s.TTL = b[0]<<4|b[1]>>4, b[7]
+	s.FlowLabel = binary.BigEndian.Uint32(b) & 0xfffff
+	s.Src = netip.AddrPortFrom(netip.AddrFrom16([16]byte(b[8:24])), 0)
+	s.Dst = netip.AddrPortFrom(netip.AddrFrom16([16]byte(b[24:40])), 0)
+	total := int(binary.BigEndian.Uint16(b[4:]))
+	if total == 0 {
+		total = wire - head
+	}
+	rest, skipped, err := skipIPv6Extensions(b[6], b[head:])
+	return rest, total - skipped, err
+}
+
+// skipIPv6Extensions walks to the TCP header (RFC 8200 section 4).
+func skipIPv6Extensions(next uint8, b []byte) (rest []byte, skipped int, err error) {
+	for next != protoTCP {
+		n, err := extensionLength(next, b)
+		if err != nil {
+			return nil, 0, err
+		}
+		if len(b) < n {
+			return nil, 0, ErrTruncated
+		}
+		next, b, skipped = b[0], b[n:], skipped+n
+	}
+	return b, skipped, nil
+}
+
+func extensionLength(next uint8, b []byte) (int, error) {
+	if len(b) < 8 {
+		return 0, ErrTruncated
+	}
+	switch next {
+	case 0, 43, 60: // hop-by-hop, routing, destination options
+		return 8 + int(b[1])*8, nil
+	case 44: // fragment: only the first holds the TCP header
+		if binary.BigEndian.Uint16(b[2:])&0xfff8 != 0 {
+			return 0, ErrNotTCP
+		}
+		return 8, nil
+	case 51: // authentication header (RFC 4302) counts in 4-byte units
+		return 8 + int(b[1])*4, nil
+	}
+	return 0, ErrNotTCP
+}
+
+func parseTCP(b []byte, wire int, s *Segment) error {
+	if len(b) < 20 {
+		return ErrTruncated
+	}
+	head := int(b[12]>>4) * 4
+	if head < 20 || len(b) < head {
+		return ErrTruncated
+	}
+	s.Src = netip.AddrPortFrom(s.Src.Addr(), binary.BigEndian.Uint16(b))
+	s.Dst = netip.AddrPortFrom(s.Dst.Addr(), binary.BigEndian.Uint16(b[2:]))
+	s.Seq, s.Ack = binary.BigEndian.Uint32(b[4:]), binary.BigEndian.Uint32(b[8:])
+	s.Flags = Flags(b[13]) | Flags(b[12]&1)<<8
+	s.Window = binary.BigEndian.Uint16(b[14:])
+	s.PayloadBytes = uint32(max(wire-head, 0))
+	s.OptionBytes = uint8(head - 20)
+	if s.Flags.Has(RST) {
+		s.Payload = b[head:min(len(b), head+int(s.PayloadBytes))]
+	}
+	parseOptions(b[20:head], s)
+	return nil
+}
+
+// parseOptions reads the options that the rules use. A malformed list ends the
+// walk: what was read before it stays.
+func parseOptions(b []byte, s *Segment) {
+	for len(b) > 0 && b[0] != 0 {
+		if b[0] == 1 { // no-operation
+			b = b[1:]
+			continue
+		}
+		if len(b) < 2 || b[1] < 2 || int(b[1]) > len(b) {
+			return
+		}
+		parseOption(b[0], b[2:b[1]], s)
+		b = b[b[1]:]
+	}
+}
+
+func parseOption(kind uint8, v []byte, s *Segment) {
+	switch {
+	case kind == 2 && len(v) == 2:
+		s.MSS = binary.BigEndian.Uint16(v)
+	case kind == 8 && len(v) == 8:
+		s.HasTimestamps = true
+		s.TSVal, s.TSEcr = binary.BigEndian.Uint32(v), binary.BigEndian.Uint32(v[4:])
+	}
+}

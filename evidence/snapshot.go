@@ -1,0 +1,143 @@
+package evidence
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Snapshot is one look at the host.
+type Snapshot struct {
+	Taken      time.Time        `json:"taken"`
+	Took       time.Duration    `json:"took_ns"`
+	Sockets    []Socket         `json:"sockets"`
+	Counters   Counters         `json:"counters"`
+	Conntrack  *Conntrack       `json:"conntrack,omitempty"`
+	Interfaces []InterfaceStats `json:"interfaces,omitempty"`
+	// Missing lists what could not be read, and why: missing is not zero.
+	Missing []Missing `json:"missing,omitempty"`
+}
+
+// Missing is a piece of evidence that could not be had.
+type Missing struct {
+	What string `json:"what"`
+	Why  string `json:"why"`
+	// Fix says what the operator can do about it; empty if nothing.
+	Fix string `json:"fix,omitempty"`
+}
+
+// Socket is one TCP socket from inet_diag (sock_diag(7)).
+type Socket struct {
+	// State is the kernel's name in semantic-convention spelling: "established",
+	// "listen", "syn_received", "close_wait", ...
+	State  string         `json:"state"`
+	Local  netip.AddrPort `json:"local"`
+	Remote netip.AddrPort `json:"remote,omitzero"`
+	// RecvQueue and SendQueue are bytes; of a listener they are the accept queue's
+	// length and its limit (the backlog), in connections.
+	RecvQueue uint32 `json:"recv_queue"`
+	SendQueue uint32 `json:"send_queue"`
+	UID       uint32 `json:"uid"`
+	Inode     uint32 `json:"inode,omitempty"`
+	// Interface is the ifindex the socket is bound to, 0 if none.
+	Interface uint32   `json:"interface,omitempty"`
+	Info      *TCPInfo `json:"tcp_info,omitempty"`
+	Owner     *Owner   `json:"owner,omitempty"`
+}
+
+// Listening tells whether the socket is a listener.
+func (s *Socket) Listening() bool { return s.State == "listen" }
+
+// TCPInfo is the part of struct tcp_info (tcp(7)) that explains a reset.
+type TCPInfo struct {
+	RTT           time.Duration `json:"rtt_ns"`
+	RTO           time.Duration `json:"rto_ns"`
+	Retransmits   uint8         `json:"retransmits"`
+	TotalRetrans  uint32        `json:"total_retrans"`
+	Unacked       uint32        `json:"unacked"`
+	Lost          uint32        `json:"lost"`
+	CongestionWnd uint32        `json:"cwnd"`
+	PMTU          uint32        `json:"pmtu"`
+	SndMSS        uint32        `json:"snd_mss"`
+	// LastSent and LastReceived are the idle times of each direction.
+	LastSent     time.Duration `json:"last_data_sent_ns"`
+	LastReceived time.Duration `json:"last_data_received_ns"`
+	BytesAcked   uint64        `json:"bytes_acked"`
+	BytesRecv    uint64        `json:"bytes_received"`
+	NotSentBytes uint32        `json:"not_sent_bytes"`
+}
+
+// Owner is the process that holds a socket.
+type Owner struct {
+	PID  int    `json:"pid"`
+	Comm string `json:"comm"`
+	Exe  string `json:"exe,omitempty"`
+	UID  uint32 `json:"uid"`
+	// Started is the process' start time; with PID it names a process for good.
+	Started time.Time `json:"started,omitzero"`
+	Cgroup  string    `json:"cgroup,omitempty"`
+	// Unit is the systemd unit, from the cgroup path.
+	Unit string `json:"unit,omitempty"`
+}
+
+// Counters are the kernel's own, by "Group.Name" as in /proc/net/snmp and
+// /proc/net/netstat ("Tcp.OutRsts", "TcpExt.ListenOverflows").
+type Counters struct {
+	Time   time.Time         `json:"time"`
+	Values map[string]uint64 `json:"values"`
+}
+
+// Delta is what the counter grew by since earlier; 0 if it is not in both.
+func (c Counters) Delta(earlier Counters, name string) uint64 {
+	now, ok := c.Values[name]
+	before, had := earlier.Values[name]
+	if !ok || !had || now < before {
+		return 0
+	}
+	return now - before
+}
+
+// Conntrack is the state of the connection-tracking table.
+type Conntrack struct {
+	Count uint64 `json:"count"`
+	Max   uint64 `json:"max"`
+	// Drop, EarlyDrop and InsertFailed are sums over all CPUs since boot
+	// (IPCTNL_MSG_CT_GET_STATS_CPU).
+	Drop         uint64 `json:"drop"`
+	EarlyDrop    uint64 `json:"early_drop"`
+	InsertFailed uint64 `json:"insert_failed"`
+	Invalid      uint64 `json:"invalid"`
+	// TopTalkers are the sources with most entries, largest first.
+	TopTalkers []Talker `json:"top_talkers,omitempty"`
+	// Sampled is the number of entries that TopTalkers was counted from; less
+	// than Count if the dump was cut short.
+	Sampled uint64 `json:"sampled,omitempty"`
+}
+
+// Usage is count over max, from 0 to 1.
+func (c *Conntrack) Usage() float64 {
+	if c == nil || c.Max == 0 {
+		return 0
+	}
+	return float64(c.Count) / float64(c.Max)
+}
+
+// Talker is a source address and destination with its number of entries.
+type Talker struct {
+	Source      netip.Addr     `json:"source"`
+	Destination netip.AddrPort `json:"destination"`
+	Protocol    string         `json:"protocol"`
+	Entries     uint64         `json:"entries"`
+}
+
+// InterfaceStats are an interface's counters since boot (rtnl_link_stats64).
+type InterfaceStats struct {
+	Interface
+	Up        bool   `json:"up"`
+	RxPackets uint64 `json:"rx_packets"`
+	TxPackets uint64 `json:"tx_packets"`
+	RxErrors  uint64 `json:"rx_errors"`
+	TxErrors  uint64 `json:"tx_errors"`
+	RxDropped uint64 `json:"rx_dropped"`
+	TxDropped uint64 `json:"tx_dropped"`
+	RxMissed  uint64 `json:"rx_missed"`
+}

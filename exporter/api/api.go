@@ -1,0 +1,94 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"tcpcoroner/evidence"
+)
+
+// Backend answers the calls. Implementations are safe for concurrent use.
+type Backend interface {
+	Status(ctx context.Context) (Status, error)
+	// Freeze keeps the present window as an incident. It returns when the
+	// incident is durable.
+	Freeze(ctx context.Context, reason string) (Frozen, error)
+	// Incidents lists the newest first, at most limit.
+	Incidents(ctx context.Context, limit int) ([]Summary, error)
+	// Incident resolves ref: an id, a unique prefix of one, a trace id, or "last".
+	Incident(ctx context.Context, ref string) (*evidence.Incident, error)
+	// Capture writes the incident's packets as pcapng.
+	Capture(ctx context.Context, ref string, w io.Writer) error
+}
+
+// Frozen is the answer to a freeze.
+type Frozen struct {
+	ID string `json:"id"`
+	// Joined tells that the freeze became part of an incident that was open.
+	Joined bool `json:"joined"`
+}
+
+// Summary is one line of the incident list.
+type Summary struct {
+	ID         string              `json:"id"`
+	Time       time.Time           `json:"time"`
+	Trigger    string              `json:"trigger"`
+	Verdict    string              `json:"verdict"`
+	Origin     evidence.Origin     `json:"origin"`
+	Mechanism  evidence.Mechanism  `json:"mechanism"`
+	Confidence evidence.Confidence `json:"confidence"`
+	Benign     bool                `json:"benign"`
+	Flows      int                 `json:"flows"`
+	Packets    int                 `json:"packets"`
+	TraceID    string              `json:"trace_id"`
+}
+
+// Summarize makes the list line of an incident.
+func Summarize(inc *evidence.Incident) Summary {
+	c := inc.Verdict.Claim()
+	return Summary{
+		ID: inc.ID, Time: inc.Time.UTC(), Trigger: inc.Trigger(), Verdict: c.Sentence, Origin: c.Origin,
+		Mechanism: c.Mechanism, Confidence: c.Confidence, Benign: c.Benign,
+		Flows: inc.FlowsImplicated, Packets: inc.Window.PacketCount, TraceID: inc.TraceID,
+	}
+}
+
+// Code classifies an error for the caller's exit code.
+type Code string
+
+// The codes that cross the socket.
+const (
+	CodeNotFound Code = "not_found"
+	CodeUsage    Code = "usage"
+	CodeInternal Code = "internal"
+)
+
+// Error is a failure that the daemon reports.
+type Error struct {
+	Code    Code   `json:"code"`
+	Message string `json:"message"`
+	// Hint says what the operator can do.
+	Hint string `json:"hint,omitempty"`
+}
+
+func (e *Error) Error() string {
+	if e.Hint == "" {
+		return e.Message
+	}
+	return fmt.Sprintf("%s: %s", e.Message, e.Hint)
+}
+
+// ErrUnreachable means that no daemon answers on the socket.
+var ErrUnreachable = errors.New("daemon is not reachable")
+
+// asError keeps an *Error and wraps everything else as internal.
+func asError(err error) *Error {
+	var e *Error
+	if errors.As(err, &e) {
+		return e
+	}
+	return &Error{Code: CodeInternal, Message: err.Error()}
+}

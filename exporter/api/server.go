@@ -1,0 +1,166 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+)
+
+// Server serves a Backend on a Unix socket.
+type Server struct {
+	listener net.Listener
+	http     *http.Server
+}
+
+// Listen opens the socket with mode 0660. A socket file that nobody answers on
+// is a crash's left-over and is replaced; one that answers is another daemon's.
+func Listen(path string, b Backend) (*Server, error) {
+	if err := clear(path); err != nil {
+		return nil, err
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listen on control socket %s: %w (give --socket a path in a writable directory)", path, err)
+	}
+	if err := os.Chmod(path, 0o660); err != nil {
+		return nil, errors.Join(fmt.Errorf("set mode of control socket: %w", err), l.Close())
+	}
+	return &Server{listener: l, http: &http.Server{Handler: routes(b), ReadHeaderTimeout: 10 * time.Second}}, nil
+}
+
+// clear makes room for the socket at path.
+func clear(path string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return os.MkdirAll(filepath.Dir(path), 0o750)
+	case err != nil:
+		return fmt.Errorf("look at control socket: %w", err)
+	case info.Mode()&fs.ModeSocket == 0:
+		return fmt.Errorf("control socket %s exists and is not a socket: remove it or give --socket another path", path)
+	}
+	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		c.Close()
+		return fmt.Errorf("control socket %s is in use: another tcpcoroner runs there; stop it or give --socket and --data other paths", path)
+	}
+	return os.Remove(path)
+}
+
+// Run serves until ctx ends, then waits up to five seconds for open answers.
+func (s *Server) Run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() {
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		_ = s.http.Shutdown(grace)
+	})
+	defer stop()
+	if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve control socket: %w", err)
+	}
+	return nil
+}
+
+// Close stops listening; Run does that by itself when its context ends.
+func (s *Server) Close() error { return s.http.Close() }
+
+func routes(b Backend) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", answer(func(r *http.Request) (any, error) { return b.Status(r.Context()) }))
+	mux.HandleFunc("POST /v1/freeze", answer(func(r *http.Request) (any, error) { return freeze(b, r) }))
+	mux.HandleFunc("GET /v1/incidents", answer(func(r *http.Request) (any, error) { return incidents(b, r) }))
+	mux.HandleFunc("GET /v1/incidents/{ref}", answer(func(r *http.Request) (any, error) {
+		return b.Incident(r.Context(), r.PathValue("ref"))
+	}))
+	mux.HandleFunc("GET /v1/incidents/{ref}/pcapng", func(w http.ResponseWriter, r *http.Request) { capture(b, w, r) })
+	return mux
+}
+
+func freeze(b Backend, r *http.Request) (any, error) {
+	var ask struct {
+		Reason string `json:"reason"`
+	}
+	if err := json.NewDecoder(http.MaxBytesReader(nil, r.Body, 64<<10)).Decode(&ask); err != nil {
+		return nil, &Error{Code: CodeUsage, Message: fmt.Sprintf("read freeze request: %v", err)}
+	}
+	return b.Freeze(r.Context(), ask.Reason)
+}
+
+func incidents(b Backend, r *http.Request) (any, error) {
+	limit := 0
+	if text := r.URL.Query().Get("limit"); text != "" {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 0 {
+			return nil, &Error{Code: CodeUsage, Message: fmt.Sprintf("limit %q is not a number from 0", text)}
+		}
+		limit = n
+	}
+	list, err := b.Incidents(r.Context(), limit)
+	if list == nil {
+		list = []Summary{}
+	}
+	return list, err
+}
+
+// answer turns a call into a JSON response.
+func answer(call func(*http.Request) (any, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		v, err := call(r)
+		if err != nil {
+			fail(w, err)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(v)
+	}
+}
+
+func fail(w http.ResponseWriter, err error) {
+	e := asError(err)
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(httpStatus(e.Code))
+	_ = json.NewEncoder(w).Encode(e)
+}
+
+func httpStatus(c Code) int {
+	switch c {
+	case CodeNotFound:
+		return http.StatusNotFound
+	case CodeUsage:
+		return http.StatusBadRequest
+	}
+	return http.StatusInternalServerError
+}
+
+// capture streams; once bytes have left, an error can only cut the connection,
+// which the client sees as an unexpected end.
+func capture(b Backend, w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "application/x-pcapng")
+	count := &counting{w: w}
+	err := b.Capture(r.Context(), r.PathValue("ref"), count)
+	switch {
+	case err != nil && count.n == 0:
+		fail(w, err)
+	case err != nil:
+		panic(http.ErrAbortHandler)
+	}
+}
+
+type counting struct {
+	w io.Writer
+	n int
+}
+
+func (c *counting) Write(b []byte) (int, error) {
+	n, err := c.w.Write(b)
+	c.n += n
+	return n, err
+}

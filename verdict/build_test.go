@@ -1,0 +1,117 @@
+package verdict
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"testing"
+	"time"
+
+	"tcpcoroner/evidence"
+)
+
+// The actors of the synthetic windows.
+var (
+	client = netip.MustParseAddrPort("10.0.0.9:40000")
+	server = netip.MustParseAddrPort("10.0.0.1:8080")
+	start  = time.Unix(1_700_000_000, 0)
+)
+
+// pkt describes one packet of a synthetic window.
+type pkt struct {
+	ms       float64
+	src, dst netip.AddrPort
+	flags    evidence.Flags
+	seq, ack uint32
+	payload  int
+	dir      evidence.Direction
+	iface    uint32
+	ttl, tos uint8
+	id       uint16
+	label    uint32
+}
+
+// header builds the bytes that the recorder would have kept.
+func (p pkt) header() []byte {
+	tcp := make([]byte, 20)
+	binary.BigEndian.PutUint16(tcp, p.src.Port())
+	binary.BigEndian.PutUint16(tcp[2:], p.dst.Port())
+	binary.BigEndian.PutUint32(tcp[4:], p.seq)
+	binary.BigEndian.PutUint32(tcp[8:], p.ack)
+	tcp[12], tcp[13] = 5<<4, byte(p.flags)
+	if p.src.Addr().Is6() {
+		ip := make([]byte, 40)
+		binary.BigEndian.PutUint32(ip, 6<<28|uint32(p.tos)<<20|p.label)
+		binary.BigEndian.PutUint16(ip[4:], uint16(20+p.payload))
+		ip[6], ip[7] = 6, p.ttl
+		copy(ip[8:], p.src.Addr().AsSlice())
+		copy(ip[24:], p.dst.Addr().AsSlice())
+		return append(ip, tcp...)
+	}
+	ip := make([]byte, 20)
+	ip[0], ip[1], ip[8], ip[9] = 0x45, p.tos, p.ttl, 6
+	binary.BigEndian.PutUint16(ip[2:], uint16(40+p.payload))
+	binary.BigEndian.PutUint16(ip[4:], p.id)
+	copy(ip[12:], p.src.Addr().AsSlice())
+	copy(ip[16:], p.dst.Addr().AsSlice())
+	return append(ip, tcp...)
+}
+
+// window builds a window from packets, TTL 64 and interface 2 where unset.
+func window(packets ...pkt) evidence.Window {
+	w := evidence.Window{Interfaces: []evidence.Interface{{Index: 2, Name: "eth0"}, {Index: 3, Name: "eth1"}}}
+	for _, p := range packets {
+		if p.ttl == 0 {
+			p.ttl = 64
+		}
+		if p.iface == 0 {
+			p.iface = 2
+		}
+		h := p.header()
+		w.Packets = append(w.Packets, evidence.Packet{
+			Nanos:  start.Add(time.Duration(p.ms * float64(time.Millisecond))).UnixNano(),
+			Header: h, WireBytes: uint32(len(h) + p.payload), Direction: p.dir, Interface: p.iface, LinkType: 1,
+		})
+	}
+	return w
+}
+
+// served are the packets of a served request, seen at the server or (flip)
+// at the client; then come the packets that a test adds.
+func served(atServer bool, more ...pkt) []pkt {
+	in, out := evidence.Received, evidence.Sent
+	if !atServer {
+		in, out = out, in
+	}
+	base := []pkt{
+		{ms: 0, src: client, dst: server, flags: evidence.SYN, seq: 100, dir: in, id: 1},
+		{ms: 1, src: server, dst: client, flags: evidence.SYN | evidence.ACK, seq: 500, ack: 101, dir: out},
+		{ms: 2, src: client, dst: server, flags: evidence.ACK, seq: 101, ack: 501, dir: in, id: 2},
+		{ms: 3, src: client, dst: server, flags: evidence.ACK | evidence.PSH, seq: 101, ack: 501, payload: 50, dir: in, id: 3},
+		{ms: 4, src: server, dst: client, flags: evidence.ACK, seq: 501, ack: 151, dir: out, id: 7},
+	}
+	return append(base, more...)
+}
+
+// handshake is only the opening of served, seen at the server.
+func handshake(more ...pkt) []pkt { return append(served(true)[:3:3], more...) }
+
+// counters sets the growth of counters over the window.
+func counters(inc *evidence.Incident, grown map[string]uint64) {
+	inc.Before = evidence.Counters{Values: map[string]uint64{}}
+	after := evidence.Counters{Values: map[string]uint64{}}
+	for k, v := range grown {
+		inc.Before.Values[k], after.Values[k] = 1000, 1000+v
+	}
+	inc.At = &evidence.Snapshot{Sockets: []evidence.Socket{{State: "established"}}, Counters: inc.Before}
+	inc.After = &evidence.Snapshot{Counters: after}
+}
+
+// one judges and returns the only implicated flow.
+func one(t *testing.T, inc *evidence.Incident) evidence.Flow {
+	t.Helper()
+	j := Judge(inc)
+	if len(j.Flows) != 1 {
+		t.Fatalf("%d implicated flows, want 1", len(j.Flows))
+	}
+	return j.Flows[0]
+}
