@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"time"
 
 	"tcpcoroner/evidence"
 )
@@ -17,7 +16,7 @@ type Backend interface {
 	// incident is durable.
 	Freeze(ctx context.Context, reason string) (Frozen, error)
 	// Incidents lists the newest first, at most limit.
-	Incidents(ctx context.Context, limit int) ([]Summary, error)
+	Incidents(ctx context.Context, limit int) ([]evidence.Summary, error)
 	// Incident resolves ref: an id, a unique prefix of one, a trace id, or "last".
 	Incident(ctx context.Context, ref string) (*evidence.Incident, error)
 	// Capture writes the incident's packets as pcapng.
@@ -29,31 +28,6 @@ type Frozen struct {
 	ID string `json:"id"`
 	// Joined tells that the freeze became part of an incident that was open.
 	Joined bool `json:"joined"`
-}
-
-// Summary is one line of the incident list.
-type Summary struct {
-	ID         string              `json:"id"`
-	Time       time.Time           `json:"time"`
-	Trigger    string              `json:"trigger"`
-	Verdict    string              `json:"verdict"`
-	Origin     evidence.Origin     `json:"origin"`
-	Mechanism  evidence.Mechanism  `json:"mechanism"`
-	Confidence evidence.Confidence `json:"confidence"`
-	Benign     bool                `json:"benign"`
-	Flows      int                 `json:"flows"`
-	Packets    int                 `json:"packets"`
-	TraceID    string              `json:"trace_id"`
-}
-
-// Summarize makes the list line of an incident.
-func Summarize(inc *evidence.Incident) Summary {
-	c := inc.Verdict.Claim()
-	return Summary{
-		ID: inc.ID, Time: inc.Time.UTC(), Trigger: inc.Trigger(), Verdict: c.Sentence, Origin: c.Origin,
-		Mechanism: c.Mechanism, Confidence: c.Confidence, Benign: c.Benign,
-		Flows: inc.FlowsImplicated, Packets: inc.Window.PacketCount, TraceID: inc.TraceID,
-	}
 }
 
 // Code classifies an error for the caller's exit code.

@@ -48,7 +48,7 @@ func (c *Client) Freeze(ctx context.Context, reason string) (f Frozen, err error
 }
 
 // Incidents lists the newest first; limit 0 means all.
-func (c *Client) Incidents(ctx context.Context, limit int) (l []Summary, err error) {
+func (c *Client) Incidents(ctx context.Context, limit int) (l []evidence.Summary, err error) {
 	return l, c.get(ctx, "/v1/incidents?limit="+strconv.Itoa(limit), &l)
 }
 

@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"time"
+
+	"tcpcoroner/evidence"
 )
 
 // Server serves a Backend on a Unix socket.
@@ -55,16 +57,22 @@ func clear(path string) error {
 	return os.Remove(path)
 }
 
-// Run serves until ctx ends, then waits up to five seconds for open answers.
+// Run serves until ctx ends, then waits up to ten seconds for open answers.
 func (s *Server) Run(ctx context.Context) error {
+	drained := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
-		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer close(drained)
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()
 		_ = s.http.Shutdown(grace)
 	})
-	defer stop()
-	if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+	err := s.http.Serve(s.listener)
+	if !errors.Is(err, http.ErrServerClosed) {
+		stop()
 		return fmt.Errorf("serve control socket: %w", err)
+	}
+	if ctx.Err() != nil {
+		<-drained
 	}
 	return nil
 }
@@ -105,7 +113,7 @@ func incidents(b Backend, r *http.Request) (any, error) {
 	}
 	list, err := b.Incidents(r.Context(), limit)
 	if list == nil {
-		list = []Summary{}
+		list = []evidence.Summary{}
 	}
 	return list, err
 }

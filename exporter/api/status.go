@@ -28,15 +28,17 @@ const SchemaStatus = "tcpcoroner.status/v1"
 
 // RecorderStatus holds the flight buffer's counters, in packets unless named.
 type RecorderStatus struct {
-	Interfaces  []evidence.Interface `json:"interfaces"`
-	Seen        uint64               `json:"seen"`
-	Kept        uint64               `json:"kept"`
-	Dropped     uint64               `json:"dropped_by_kernel"`
-	Evicted     uint64               `json:"evicted"`
-	Resets      uint64               `json:"resets"`
-	BufferBytes uint64               `json:"buffer_bytes"`
-	BudgetBytes uint64               `json:"budget_bytes"`
-	HeldSeconds float64              `json:"held_seconds"`
+	Interfaces []evidence.Interface `json:"interfaces"`
+	Seen       uint64               `json:"seen"`
+	Kept       uint64               `json:"kept"`
+	Dropped    uint64               `json:"dropped_by_kernel"`
+	// Lost packets found the memory pinned by freezes.
+	Lost        uint64  `json:"lost"`
+	Evicted     uint64  `json:"evicted"`
+	Resets      uint64  `json:"resets"`
+	BufferBytes uint64  `json:"buffer_bytes"`
+	BudgetBytes uint64  `json:"budget_bytes"`
+	HeldSeconds float64 `json:"held_seconds"`
 }
 
 // TriggerStatus is one trigger's state.

@@ -1,0 +1,158 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"tcpcoroner/evidence"
+	"tcpcoroner/exporter/api"
+	"tcpcoroner/exporter/pcapng"
+	"tcpcoroner/recorder"
+	"tcpcoroner/recorder/store"
+	"tcpcoroner/triggers"
+)
+
+// backend answers the control socket.
+type backend struct{ d *daemon }
+
+var _ api.Backend = backend{}
+
+// manualAfter is the post-roll of a freeze by hand: who asks, waits.
+const manualAfter = time.Second
+
+func (b backend) Freeze(ctx context.Context, reason string) (api.Frozen, error) {
+	// The incident outlives the caller: a closed terminal must not lose it.
+	o, joined := b.d.keeper.fire(triggers.Manual(time.Now(), reason), manualAfter)
+	select {
+	case <-o.done:
+	case <-ctx.Done():
+		return api.Frozen{}, ctx.Err()
+	}
+	if o.err != nil {
+		return api.Frozen{}, fmt.Errorf("freeze: %w", o.err)
+	}
+	return api.Frozen{ID: o.inc.ID, Joined: joined}, nil
+}
+
+func (b backend) Incidents(_ context.Context, limit int) ([]evidence.Summary, error) {
+	list, err := b.d.store.List(limit)
+	if err != nil {
+		return nil, err
+	}
+	var out []evidence.Summary
+	for _, inc := range list {
+		out = append(out, inc.Summary())
+	}
+	return out, nil
+}
+
+func (b backend) Incident(_ context.Context, ref string) (*evidence.Incident, error) {
+	id, err := b.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	return b.d.store.Get(id)
+}
+
+// find turns the store's answers into those of the command line.
+func (b backend) find(ref string) (string, error) {
+	id, err := b.d.store.Find(ref)
+	switch {
+	case errors.Is(err, store.ErrNotFound) && ref == "last":
+		return "", &api.Error{Code: api.CodeNotFound, Message: "there is no incident yet",
+			Hint: "`tcpcoroner freeze --reason TEXT` makes one by hand"}
+	case errors.Is(err, store.ErrNotFound):
+		return "", &api.Error{Code: api.CodeNotFound, Message: fmt.Sprintf("incident %q is not known", ref),
+			Hint: "`tcpcoroner incidents` lists those that are kept"}
+	case errors.Is(err, store.ErrAmbiguous):
+		return "", &api.Error{Code: api.CodeUsage, Message: err.Error(), Hint: "give more characters of the id"}
+	}
+	return id, err
+}
+
+func (b backend) Capture(ctx context.Context, ref string, w io.Writer) error {
+	inc, err := b.Incident(ctx, ref)
+	if err != nil {
+		return err
+	}
+	chunks, err := b.d.store.Chunks(inc.ID)
+	if err != nil {
+		return err
+	}
+	win := inc.Window
+	if win.Packets, _, err = recorder.Packets(chunks, win.From, win.To); err != nil {
+		// What is left of a damaged window is still worth having.
+		win.Gaps = append(win.Gaps, evidence.Gap{From: win.From, To: win.To, Reason: err.Error()})
+	}
+	return pcapng.Write(w, inc, &win)
+}
+
+func (b backend) Status(context.Context) (api.Status, error) {
+	d := b.d
+	s := api.Status{
+		Schema: api.SchemaStatus, Version: version, PID: os.Getpid(), Started: d.started.UTC(), Host: d.host,
+		Recorder: b.recorder(), Incidents: b.incidents(), Export: b.export(),
+	}
+	for _, t := range d.triggers.State(time.Now()) {
+		s.Triggers = append(s.Triggers, triggerStatus(t))
+		if t.Phase == triggers.Unavailable {
+			s.Missing = append(s.Missing, evidence.Missing{What: "trigger " + t.Name, Why: t.Why})
+		}
+	}
+	s.Problems = b.problems(&s)
+	s.Healthy = len(s.Problems) == 0
+	return s, nil
+}
+
+// problems are what makes the recorder blind or forgetful.
+func (b backend) problems(s *api.Status) (list []string) {
+	if s.Incidents.Failed > 0 {
+		list = append(list, fmt.Sprintf("%d incidents could not be kept: %s", s.Incidents.Failed, s.Incidents.LastError))
+	}
+	if b.d.recorder.Stats().Source.Polls == 0 {
+		list = append(list, "the packet source has not answered yet")
+	}
+	return list
+}
+
+func (b backend) recorder() api.RecorderStatus {
+	s := b.d.recorder.Stats()
+	return api.RecorderStatus{
+		Interfaces: b.d.source.Interfaces(), Seen: s.Seen, Kept: s.Kept, Dropped: s.Source.Dropped, Lost: s.Lost,
+		Evicted: s.Evicted, Resets: s.Resets, BufferBytes: uint64(s.Memory), BudgetBytes: uint64(b.d.cfg.Recorder.Memory),
+		HeldSeconds: b.d.recorder.Held().Seconds(),
+	}
+}
+
+func (b backend) incidents() api.IncidentsStatus {
+	d := b.d
+	s := api.IncidentsStatus{Failed: d.failed.Load(), Open: d.keeper.isOpen(), Directory: d.data}
+	if text := d.lastError.Load(); text != nil {
+		s.LastError = *text
+	}
+	st := d.store.Stats()
+	s.Stored, s.Bytes, s.Expired = st.Incidents, st.Bytes, st.Deleted
+	if list, err := d.store.List(1); err == nil && len(list) > 0 {
+		s.Last, s.LastTime = list[0].ID, list[0].Time.UTC()
+	}
+	return s
+}
+
+func (b backend) export() api.ExportStatus {
+	s := b.d.exporter.Status()
+	return api.ExportStatus{
+		Configured: s.Configured, Endpoint: s.Endpoint, Pending: s.Pending, Sent: s.Sent,
+		Failed: s.Failed, Rejected: s.Rejected, LastError: s.LastError,
+	}
+}
+
+func triggerStatus(t triggers.State) api.TriggerStatus {
+	return api.TriggerStatus{
+		Name: t.Name, State: string(t.Phase), Value: t.Value, Threshold: t.Threshold, Baseline: t.Baseline, Unit: t.Unit,
+		LastFired: t.LastFired, Fired: t.Fired, Suppressed: t.Suppressed, Why: t.Why,
+	}
+}

@@ -1,0 +1,237 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+
+	"tcpcoroner/triggers"
+)
+
+// config is the file tcpcoroner.yaml(5), one struct a package that it configures.
+type config struct {
+	Recorder recorderConfig `yaml:"recorder"`
+	Window   windowConfig   `yaml:"window"`
+	Triggers triggersConfig `yaml:"triggers"`
+	Store    storeConfig    `yaml:"store"`
+}
+
+type recorderConfig struct {
+	// Memory bounds the history; Ring is the kernel's buffer beside it.
+	Memory size     `yaml:"memory"`
+	Ring   size     `yaml:"ring"`
+	Age    duration `yaml:"age"`
+}
+
+type windowConfig struct {
+	// Before and After are the window around a firing; Max bounds how long an
+	// incident may grow while its trigger keeps firing.
+	Before duration `yaml:"before"`
+	After  duration `yaml:"after"`
+	Max    duration `yaml:"max"`
+}
+
+type triggersConfig struct {
+	// CoolDown is how long after a storm the same trigger stays silent.
+	CoolDown  duration        `yaml:"cool_down"`
+	Resets    resetsConfig    `yaml:"resets"`
+	Conntrack conntrackConfig `yaml:"conntrack"`
+	Listen    listenConfig    `yaml:"listen"`
+}
+
+type resetsConfig struct {
+	Enabled   bool     `yaml:"enabled"`
+	Window    duration `yaml:"window"`
+	Threshold float64  `yaml:"threshold"`
+	Factor    float64  `yaml:"factor"`
+}
+
+func (c resetsConfig) config() triggers.ResetsConfig {
+	return triggers.ResetsConfig{Enabled: c.Enabled, Window: time.Duration(c.Window), Threshold: c.Threshold, Factor: c.Factor}
+}
+
+type conntrackConfig struct {
+	Enabled      bool     `yaml:"enabled"`
+	Usage        float64  `yaml:"usage"`
+	Rearm        float64  `yaml:"rearm"`
+	Window       duration `yaml:"window"`
+	Drops        uint64   `yaml:"drops"`
+	InsertFailed uint64   `yaml:"insert_failed"`
+}
+
+func (c conntrackConfig) config() triggers.ConntrackConfig {
+	return triggers.ConntrackConfig{Enabled: c.Enabled, Usage: c.Usage, Rearm: c.Rearm,
+		Window: time.Duration(c.Window), Drops: c.Drops, InsertFailed: c.InsertFailed}
+}
+
+type listenConfig struct {
+	Enabled   bool     `yaml:"enabled"`
+	Window    duration `yaml:"window"`
+	Threshold float64  `yaml:"threshold"`
+}
+
+func (c listenConfig) config() triggers.ListenConfig {
+	return triggers.ListenConfig{Enabled: c.Enabled, Window: time.Duration(c.Window), Threshold: c.Threshold}
+}
+
+func (c triggersConfig) storms() triggers.SetConfig {
+	s := triggers.DefaultSet()
+	s.CoolDown = time.Duration(c.CoolDown)
+	return s
+}
+
+type storeConfig struct {
+	MaxAge   duration `yaml:"max_age"`
+	MaxBytes size     `yaml:"max_bytes"`
+}
+
+// defaultConfig is what runs without a file; packaging/config says the same.
+func defaultConfig() config {
+	var c config
+	c.Recorder = recorderConfig{Memory: 64 << 20, Ring: 16 << 20, Age: duration(10 * time.Minute)}
+	c.Window = windowConfig{Before: duration(30 * time.Second), After: duration(5 * time.Second), Max: duration(time.Minute)}
+	r, ct, l := triggers.DefaultResets(), triggers.DefaultConntrack(), triggers.DefaultListen()
+	c.Triggers = triggersConfig{
+		CoolDown:  duration(triggers.DefaultSet().CoolDown),
+		Resets:    resetsConfig{r.Enabled, duration(r.Window), r.Threshold, r.Factor},
+		Conntrack: conntrackConfig{ct.Enabled, ct.Usage, ct.Rearm, duration(ct.Window), ct.Drops, ct.InsertFailed},
+		Listen:    listenConfig{l.Enabled, duration(l.Window), l.Threshold},
+	}
+	c.Store = storeConfig{MaxAge: duration(30 * 24 * time.Hour), MaxBytes: 2 << 30}
+	return c
+}
+
+// defaultConfigFile is read where it exists; one given by --config must exist.
+const defaultConfigFile = "/etc/tcpcoroner/tcpcoroner.yaml"
+
+// loadConfig reads and checks a file over the defaults.
+func loadConfig(path string) (config, error) {
+	c := defaultConfig()
+	name := path
+	if name == "" {
+		name = defaultConfigFile
+	}
+	text, err := os.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) && path == "" {
+		return c, nil
+	}
+	if err != nil {
+		return c, usageError{fmt.Errorf("read configuration: %w: give --config a readable file", err)}
+	}
+	if err := parseConfig(text, &c); err != nil {
+		return c, usageError{fmt.Errorf("configuration %s: %w", name, err)}
+	}
+	return c, nil
+}
+
+// parseConfig refuses unknown keys: a misspelt threshold must not pass unseen.
+func parseConfig(text []byte, c *config) error {
+	if err := yaml.UnmarshalWithOptions(text, c, yaml.Strict()); err != nil {
+		return oneLine(err)
+	}
+	return c.validate()
+}
+
+// oneLine drops the excerpt of a YAML error and keeps line and message.
+func oneLine(err error) error {
+	var e yaml.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	var unknown *yaml.UnknownFieldError
+	hint := ""
+	if errors.As(err, &unknown) {
+		hint = ": remove it or correct its spelling; tcpcoroner.yaml(5) lists all keys"
+	}
+	return fmt.Errorf("line %d: %s%s", e.GetToken().Position.Line, e.GetMessage(), hint)
+}
+
+// validate names every field that is out of bounds, its value, and the bounds.
+func (c *config) validate() error {
+	var wrong []string
+	check := func(ok bool, field string, value any, rule string) {
+		if !ok {
+			wrong = append(wrong, fmt.Sprintf("%s is %v: must be %s", field, value, rule))
+		}
+	}
+	r, w, t := c.Recorder, c.Window, c.Triggers
+	check(r.Memory >= 1<<20 && r.Memory <= 64<<30, "recorder.memory", r.Memory, "from 1MiB to 64GiB")
+	check(r.Ring >= 4<<20 && r.Ring <= 1<<30, "recorder.ring", r.Ring, "from 4MiB to 1GiB")
+	check(r.Age >= duration(time.Second), "recorder.age", r.Age, "1s or more")
+	check(w.Before >= 0 && w.Before <= duration(time.Hour), "window.before", w.Before, "from 0s to 1h")
+	check(w.After >= duration(time.Second), "window.after", w.After, "1s or more")
+	check(w.Max >= w.After && w.Max <= duration(10*time.Minute), "window.max", w.Max, "from window.after to 10m")
+	check(c.Store.MaxAge >= duration(time.Minute), "store.max_age", c.Store.MaxAge, "1m or more")
+	check(c.Store.MaxBytes >= 16<<20, "store.max_bytes", c.Store.MaxBytes, "16MiB or more")
+	for _, v := range []interface{ Validate() error }{t.storms(), t.Resets.config(), t.Conntrack.config(), t.Listen.config()} {
+		if err := v.Validate(); err != nil {
+			wrong = append(wrong, "triggers."+err.Error())
+		}
+	}
+	if wrong == nil {
+		return nil
+	}
+	return errors.New(strings.Join(wrong, "; "))
+}
+
+// duration is a time.Duration that says which key was wrong.
+type duration time.Duration
+
+func (d duration) String() string { return time.Duration(d).String() }
+
+// UnmarshalYAML reads "30s", "5m".
+func (d *duration) UnmarshalYAML(n ast.Node) error {
+	text, err := scalar(n)
+	if err != nil {
+		return err
+	}
+	v, err := time.ParseDuration(text)
+	if err != nil {
+		return at(n, fmt.Sprintf("%q is not a duration: write a number with its unit, such as 500ms, 30s, 5m or 24h", text))
+	}
+	*d = duration(v)
+	return nil
+}
+
+// size is a number of bytes.
+type size uint64
+
+func (s size) String() string { return humanize.IBytes(uint64(s)) }
+
+// UnmarshalYAML reads "64MiB", "2GiB", or plain bytes.
+func (s *size) UnmarshalYAML(n ast.Node) error {
+	text, err := scalar(n)
+	if err != nil {
+		return err
+	}
+	v, err := humanize.ParseBytes(text)
+	if err != nil {
+		return at(n, fmt.Sprintf("%q is not a size: write a number with its unit, such as 64MiB or 2GiB", text))
+	}
+	*s = size(v)
+	return nil
+}
+
+func scalar(n ast.Node) (string, error) {
+	s, ok := n.(ast.ScalarNode)
+	if !ok {
+		return "", at(n, "a single value belongs here")
+	}
+	return fmt.Sprint(s.GetValue()), nil
+}
+
+// at puts line and key before a message.
+func at(n ast.Node, text string) error {
+	key := n.GetPath()
+	if len(key) > 2 {
+		key = key[2:] // "$."
+	}
+	return fmt.Errorf("line %d, %s: %s", n.GetToken().Position.Line, key, text)
+}

@@ -1,0 +1,222 @@
+package main
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+
+	"tcpcoroner/evidence"
+	"tcpcoroner/verdict"
+)
+
+// maxFirings bounds the firings that an incident lists; all are counted.
+const maxFirings = 64
+
+// keeper turns firings into durable incidents: snapshot at once, wait for the
+// post-roll, freeze, judge, store, and only then tell. A firing during an open
+// incident joins it, so a storm is one incident that grows.
+type keeper struct {
+	before, after, max time.Duration
+	host               evidence.Host
+	version            string
+
+	// look takes a snapshot, base finds the counters from before a time.
+	look   func() *evidence.Snapshot
+	base   func(at time.Time) evidence.Counters
+	freeze func(from, to time.Time) (capture, error)
+	put    func(*evidence.Incident, [][]byte) error
+	tell   func(*evidence.Incident)
+	failed func(error)
+
+	// stopping is closed when the daemon stops: post-rolls end at once.
+	stopping chan struct{}
+
+	mu      sync.Mutex
+	open    *openIncident
+	stopped bool
+	work    sync.WaitGroup
+}
+
+// capture is a frozen window with the chunks that hold its packets. Release
+// gives the chunks back to the recorder; the window is invalid after it.
+type capture struct {
+	window  evidence.Window
+	chunks  [][]byte
+	release func()
+}
+
+// openIncident is an incident whose window is still growing.
+type openIncident struct {
+	inc *evidence.Incident
+	// until is when the window closes; last is the latest it may.
+	until, last time.Time
+	changed     chan struct{} // buffered 1: until moved
+	done        chan struct{} // closed when durable or failed
+	err         error         // valid after done
+}
+
+// fire opens an incident, or joins the open one. after is the post-roll.
+func (k *keeper) fire(f evidence.Firing, after time.Duration) (o *openIncident, joined bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch {
+	case k.stopped:
+		return refused(f), false
+	case k.open != nil:
+		k.open.join(f, after)
+		return k.open, true
+	}
+	k.open = k.begin(f, after)
+	k.work.Add(1)
+	go k.run(k.open)
+	return k.open, false
+}
+
+func (k *keeper) begin(f evidence.Firing, after time.Duration) *openIncident {
+	inc := &evidence.Incident{
+		Schema: evidence.SchemaIncident, ID: ulid.Make().String(), TraceID: newTraceID(), Version: k.version,
+		Host: k.host, Time: f.Time, Firings: []evidence.Firing{f},
+	}
+	return &openIncident{
+		inc: inc, until: f.Time.Add(after), last: f.Time.Add(max(k.max, after)),
+		changed: make(chan struct{}, 1), done: make(chan struct{}),
+	}
+}
+
+var errStopping = errors.New("the daemon is stopping")
+
+func refused(f evidence.Firing) *openIncident {
+	o := &openIncident{inc: &evidence.Incident{Firings: []evidence.Firing{f}}, done: make(chan struct{}), err: errStopping}
+	close(o.done)
+	return o
+}
+
+// newTraceID is random, not the ULID: some backends strip leading zeros.
+func newTraceID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
+	return hex.EncodeToString(b[:])
+}
+
+func (o *openIncident) join(f evidence.Firing, after time.Duration) {
+	o.inc.Joined++
+	if len(o.inc.Firings) < maxFirings {
+		o.inc.Firings = append(o.inc.Firings, f)
+	}
+	o.extend(f.Time.Add(after))
+}
+
+// extend moves the end of the window, never past its bound and never back.
+func (o *openIncident) extend(until time.Time) {
+	if until.After(o.last) {
+		until = o.last
+	}
+	if !until.After(o.until) {
+		return
+	}
+	o.until = until
+	select {
+	case o.changed <- struct{}{}:
+	default:
+	}
+}
+
+// ongoing lets the open incident grow while its trigger still holds.
+func (k *keeper) ongoing(now time.Time) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.open != nil {
+		k.open.extend(now.Add(k.after))
+	}
+}
+
+// isOpen tells whether an incident is growing.
+func (k *keeper) isOpen() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.open != nil
+}
+
+// stop ends the post-roll of an open incident and returns when every incident
+// that was opened is durable or has failed. What fires later is refused.
+func (k *keeper) stop() {
+	k.mu.Lock()
+	k.stopped = true
+	k.mu.Unlock()
+	close(k.stopping)
+	k.work.Wait()
+}
+
+func (k *keeper) run(o *openIncident) {
+	defer k.work.Done()
+	defer close(o.done)
+	o.inc.At = k.look()
+	k.postRoll(o)
+	o.err = k.conclude(o)
+	if o.err != nil {
+		k.failed(fmt.Errorf("keep incident %s: %w", o.inc.ID, o.err))
+		return
+	}
+	k.tell(o.inc)
+}
+
+// postRoll waits for the window's end; the daemon's stop ends it at once. After
+// it nobody joins any more.
+func (k *keeper) postRoll(o *openIncident) {
+	for left := k.left(o); left > 0; left = k.left(o) {
+		timer := time.NewTimer(left)
+		select {
+		case <-timer.C:
+		case <-o.changed:
+		case <-k.stopping:
+			timer.Stop()
+			k.shut(o)
+			return
+		}
+		timer.Stop()
+	}
+}
+
+// left is the time until the window closes; at zero nobody joins any more.
+func (k *keeper) left(o *openIncident) time.Duration {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	left := time.Until(o.until)
+	if left <= 0 && k.open == o {
+		k.open = nil
+	}
+	return left
+}
+
+func (k *keeper) shut(o *openIncident) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.open == o {
+		k.open = nil
+	}
+}
+
+// conclude freezes, judges and stores. It does not stop with the daemon: what
+// was recorded is written before the program ends.
+func (k *keeper) conclude(o *openIncident) error {
+	inc := o.inc
+	from, to := inc.Time.Add(-k.before), time.Now()
+	inc.Before = k.base(from)
+	// The counters are read after the window's end, so that they cover every
+	// RST in it: the ledger may only err towards doubt.
+	inc.After = k.look()
+	frozen, err := k.freeze(from, to)
+	if err != nil {
+		return fmt.Errorf("freeze: %w", err)
+	}
+	defer frozen.release()
+	inc.Window, inc.Closed = frozen.window, to
+	j := verdict.Judge(inc)
+	inc.Flows, inc.FlowsTotal, inc.FlowsImplicated, inc.Verdict = j.Flows, j.FlowsTotal, j.FlowsImplicated, j.Verdict
+	return k.put(inc, frozen.chunks)
+}

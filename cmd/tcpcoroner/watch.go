@@ -1,0 +1,143 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/dustin/go-humanize"
+
+	"tcpcoroner/evidence"
+)
+
+// One ticker serves everything periodic: idle cost is wake-ups.
+const (
+	tick        = time.Second
+	retainEvery = 10 * time.Minute
+)
+
+// watch samples counters, checks the triggers and talks to the service manager.
+func (d *daemon) watch(ctx context.Context, ready func()) error {
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	d.notify(daemon.SdNotifyReady)
+	ready()
+	retained := time.Now()
+	d.retain(retained)
+	pulse := d.pulse()
+	for {
+		select {
+		case <-ctx.Done():
+			d.notify(daemon.SdNotifyStopping)
+			return nil
+		case now := <-ticker.C:
+			d.sample(now)
+			d.check(now)
+			pulse(now)
+			if now.Sub(retained) >= retainEvery {
+				retained = now
+				d.retain(now)
+			}
+		}
+	}
+}
+
+func (d *daemon) check(now time.Time) {
+	fired, ongoing := d.triggers.Check(now)
+	for _, f := range fired {
+		o, joined := d.keeper.fire(f, d.keeper.after)
+		d.log.Info("trigger fired", "trigger", f.Trigger, "reason", f.Reason, "incident", o.inc.ID, "joined", joined)
+	}
+	if ongoing {
+		d.keeper.ongoing(now)
+	}
+}
+
+// sample keeps the counters of this second, for the before of an incident.
+func (d *daemon) sample(now time.Time) {
+	c, err := d.taker.Counters()
+	if err != nil {
+		return // the snapshot of an incident lists it as missing, with the reason
+	}
+	c.Time = now
+	d.history.add(c)
+}
+
+func (d *daemon) retain(now time.Time) {
+	if _, err := d.store.Retain(now); err != nil {
+		d.fault(fmt.Errorf("retain incidents: %w", err))
+	}
+}
+
+// pulse returns a function that tells the service manager each second how the
+// recorder is, and that it is alive: only while the capture loop advances
+// (sd_notify(3), WATCHDOG=1).
+func (d *daemon) pulse() func(time.Time) {
+	polls := uint64(0)
+	return func(time.Time) {
+		s := d.recorder.Stats()
+		d.notify("STATUS=" + d.statusLine())
+		if s.Source.Polls != polls {
+			polls = s.Source.Polls
+			d.notify(daemon.SdNotifyWatchdog)
+		}
+	}
+}
+
+// notify does nothing without a service manager.
+func (d *daemon) notify(state string) { _, _ = daemon.SdNotify(false, state) }
+
+// statusLine is the recorder at one glance, for systemctl status.
+func (d *daemon) statusLine() string {
+	s := d.recorder.Stats()
+	last := "no incident yet"
+	if list, err := d.store.List(1); err == nil && len(list) > 0 {
+		last = fmt.Sprintf("last incident %s (%s)", humanize.Time(list[0].Time), list[0].Trigger())
+	}
+	return fmt.Sprintf("recording %d interfaces, %s held, %d drops; %s; export %s",
+		len(d.source.Interfaces()), d.recorder.Held().Round(time.Second), s.Source.Dropped, last, d.exportLine())
+}
+
+func (d *daemon) exportLine() string {
+	s := d.exporter.Status()
+	switch {
+	case !s.Configured:
+		return "off"
+	case s.Pending > 0:
+		return fmt.Sprintf("%d pending", s.Pending)
+	}
+	return "ok"
+}
+
+// counterHistory remembers the counters of the last seconds. It is safe for
+// concurrent use.
+type counterHistory struct {
+	span time.Duration
+
+	mu      sync.Mutex
+	samples []evidence.Counters
+}
+
+func (h *counterHistory) add(c evidence.Counters) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.samples = append(h.samples, c)
+	for len(h.samples) > 1 && c.Time.Sub(h.samples[0].Time) > h.span {
+		h.samples = h.samples[1:]
+	}
+}
+
+// before is the last sample not later than at, or the oldest there is.
+func (h *counterHistory) before(at time.Time) (c evidence.Counters) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for i, s := range h.samples {
+		if i > 0 && s.Time.After(at) {
+			break
+		}
+		c = s
+	}
+	return c
+}

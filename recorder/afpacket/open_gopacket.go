@@ -1,0 +1,59 @@
+//go:build cgo
+
+package afpacket
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+	"time"
+
+	"github.com/google/gopacket/afpacket"
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+)
+
+// opened makes socket, ring and filter with gopacket.
+func opened(blocks int, filter []bpf.RawInstruction) (*socket, error) {
+	tp, err := afpacket.NewTPacket(
+		afpacket.OptInterface(""), // all interfaces
+		afpacket.OptSocketType(afpacket.SocketDgram),
+		afpacket.OptTPacketVersion(afpacket.TPacketVersion3),
+		afpacket.OptBlockSize(blockBytes),
+		afpacket.OptNumBlocks(blocks),
+		afpacket.OptBlockTimeout(retire))
+	if err != nil {
+		return nil, err
+	}
+	s, err := adopt(tp, blocks)
+	if err == nil {
+		err = tp.SetBPF(filter)
+	}
+	if err != nil {
+		tp.Close()
+		return nil, err
+	}
+	// gopacket binds before a filter can be set: what came in until now is
+	// unfiltered and must not be used.
+	s.since = time.Now().UnixNano()
+	return s, nil
+}
+
+// adopt reads gopacket's socket and ring, which it does not show. The owner is
+// kept, for its finalizer would close them.
+func adopt(tp *afpacket.TPacket, blocks int) (*socket, error) {
+	v := reflect.ValueOf(tp).Elem()
+	fd, ring := v.FieldByName("fd"), v.FieldByName("ring")
+	if !fd.IsValid() || fd.Kind() != reflect.Int {
+		return nil, errors.New("gopacket's TPacket has no field fd of type int: use gopacket v1.1.19")
+	}
+	if !ring.IsValid() || ring.Type() != reflect.TypeFor[[]byte]() || ring.Len() != blocks*blockBytes {
+		return nil, fmt.Errorf("gopacket's TPacket has no field ring of %d bytes: use gopacket v1.1.19", blocks*blockBytes)
+	}
+	s := &socket{fd: int(fd.Int()), ring: ring.Bytes(), close: tp.Close}
+	version, err := unix.GetsockoptInt(s.fd, unix.SOL_PACKET, unix.PACKET_VERSION)
+	if err != nil || version != unix.TPACKET_V3 {
+		return nil, fmt.Errorf("packet socket has version %d (%v), want TPACKET_V3: needs Linux 3.2", version, err)
+	}
+	return s, nil
+}

@@ -1,0 +1,118 @@
+package snapshot
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strconv"
+	"strings"
+
+	"tcpcoroner/evidence"
+)
+
+// wanted are the groups of /proc/net/snmp and netstat that are kept: nil for all
+// names, otherwise the names. The rest counts traffic, not trouble.
+var wanted = map[string][]string{
+	"Tcp":    nil,
+	"TcpExt": nil,
+	"Ip":     {"InHdrErrors", "InAddrErrors", "ForwDatagrams", "InDiscards", "OutDiscards", "OutNoRoutes", "ReasmFails", "FragFails"},
+	"IpExt":  {"InNoRoutes", "InTruncatedPkts", "InCsumErrors"},
+	"Icmp":   {"InDestUnreachs", "OutDestUnreachs"},
+}
+
+// Counters reads the TCP counters of this thread's network namespace, named
+// "Tcp.OutRsts", "TcpExt.ListenOverflows" and so on. Gauges of /proc/net/sockstat
+// are "Sockstat.TCP.inuse"; of those, orphan, alloc and mem count the whole host.
+// "Softnet.dropped" and "Softnet.time_squeeze" are sums over the host's CPUs. A
+// counter that the kernel does not have is absent. The error tells that TCP's
+// own could not be read; Counters then holds what could.
+func (t *Taker) Counters() (evidence.Counters, error) {
+	c := evidence.Counters{Time: t.cfg.Now(), Values: make(map[string]uint64, 256)}
+	var errs []error
+	for _, source := range []struct {
+		file  string
+		parse func(string, map[string]uint64)
+		must  bool
+	}{
+		{"thread-self/net/snmp", parsePairs, true},
+		{"thread-self/net/netstat", parsePairs, true},
+		{"thread-self/net/sockstat", parseSockstat, false},
+		{"thread-self/net/sockstat6", parseSockstat, false}, // absent without IPv6
+		{"net/softnet_stat", parseSoftnet, false},
+	} {
+		text, err := t.read(source.file)
+		if err != nil {
+			if source.must || !errors.Is(err, fs.ErrNotExist) {
+				errs = append(errs, fmt.Errorf("read counters: %w", err))
+			}
+			continue
+		}
+		source.parse(text, c.Values)
+	}
+	return c, errors.Join(errs...)
+}
+
+// parsePairs reads /proc/net/snmp and netstat: a line of names, then a line of
+// values, both led by the group. Negative values (Tcp.MaxConn) mean "none" and
+// are left out.
+func parsePairs(text string, into map[string]uint64) {
+	var names []string
+	for line := range strings.Lines(text) {
+		fields := strings.Fields(line)
+		if len(fields) == 0 {
+			continue
+		}
+		if len(names) == 0 || names[0] != fields[0] {
+			names = fields
+			continue
+		}
+		addPairs(strings.TrimSuffix(fields[0], ":"), names[1:], fields[1:], into)
+		names = nil
+	}
+}
+
+func addPairs(group string, names, values []string, into map[string]uint64) {
+	only, ok := wanted[group]
+	if !ok {
+		return
+	}
+	for i := range min(len(names), len(values)) {
+		if only == nil || slices.Contains(only, names[i]) {
+			addNumber(into, group+"."+names[i], values[i], 10)
+		}
+	}
+}
+
+func addNumber(into map[string]uint64, name, digits string, base int) {
+	if n, err := strconv.ParseUint(digits, base, 64); err == nil {
+		into[name] += n
+	}
+}
+
+// parseSockstat reads "TCP: inuse 1 orphan 0 tw 1 alloc 1 mem 73".
+func parseSockstat(text string, into map[string]uint64) {
+	for line := range strings.Lines(text) {
+		fields := strings.Fields(line)
+		if len(fields) == 0 {
+			continue
+		}
+		group := "Sockstat." + strings.TrimSuffix(fields[0], ":") + "."
+		for i := 1; i+1 < len(fields); i += 2 {
+			addNumber(into, group+fields[i], fields[i+1], 10)
+		}
+	}
+}
+
+// parseSoftnet reads one line of hexadecimal numbers for each CPU: processed,
+// dropped, time_squeeze, ... (softnet_seq_show in net/core/net-procfs.c).
+func parseSoftnet(text string, into map[string]uint64) {
+	for line := range strings.Lines(text) {
+		fields := strings.Fields(line)
+		if len(fields) < 3 {
+			continue
+		}
+		addNumber(into, "Softnet.dropped", fields[1], 16)
+		addNumber(into, "Softnet.time_squeeze", fields[2], 16)
+	}
+}

@@ -1,0 +1,162 @@
+// Package snapshot takes one look at the host: TCP sockets and the processes
+// that hold them, the kernel's counters, connection tracking and interfaces.
+//
+// A look is bounded in time and memory, and what cannot be read is named in the
+// result with the reason: missing is not zero. The package decides nothing,
+// keeps nothing and changes nothing on the host, but for the modules tcp_diag and
+// nf_conntrack_netlink, which the kernel may load when it is first asked.
+//
+// Everything is read in the network namespace of the calling thread, through
+// /proc/thread-self and netlink sockets that are opened for each call. No method
+// starts a goroutine that reads. A caller that has entered another namespace
+// (setns(2)) must have locked its thread, as it must anyway.
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"tcpcoroner/evidence"
+)
+
+// Config says where the world is. The zero value is the running host.
+type Config struct {
+	// ProcRoot is the mount point of proc(5), "/proc" if empty.
+	ProcRoot string
+	// Now is the clock, time.Now if nil.
+	Now func() time.Time
+	// MaxSockets bounds the sockets of a Snapshot, 100,000 if 0 (about 40 MB).
+	MaxSockets int
+	// MaxEntries bounds the conntrack entries that top talkers are counted from,
+	// 1,000,000 if 0. It bounds time; memory is bounded by itself.
+	MaxEntries uint64
+}
+
+func (c Config) withDefaults() Config {
+	if c.ProcRoot == "" {
+		c.ProcRoot = "/proc"
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.MaxSockets == 0 {
+		c.MaxSockets = 100_000
+	}
+	if c.MaxEntries == 0 {
+		c.MaxEntries = 1_000_000
+	}
+	return c
+}
+
+// Taker looks at the host. It holds no resources and may be used by many
+// goroutines at once.
+type Taker struct{ cfg Config }
+
+// New makes a Taker. It reads nothing.
+func New(cfg Config) *Taker { return &Taker{cfg.withDefaults()} }
+
+// pollTimeout bounds the methods without a context. A dump of what they ask for
+// takes a millisecond; the bound is there for a kernel that never answers.
+const pollTimeout = 2 * time.Second
+
+// Take looks at everything, the cheap and fleeting first, until ctx is done. It
+// always returns a snapshot: what could not be read is in its Missing.
+func (t *Taker) Take(ctx context.Context) *evidence.Snapshot {
+	start := t.cfg.Now()
+	s := &evidence.Snapshot{Taken: start}
+	for _, part := range []struct {
+		what string
+		read func(context.Context, *evidence.Snapshot)
+	}{
+		{"kernel counters", t.takeCounters},
+		{"TCP sockets", t.takeSockets},
+		{"connection tracking", t.takeConntrack},
+		{"interface statistics", t.takeInterfaces},
+		{"owners of sockets", t.takeOwners},
+		{"top talkers of connection tracking", t.takeTalkers},
+	} {
+		if err := timeUp(ctx); err != nil {
+			miss(s, part.what, fmt.Errorf("not looked at: %w", err), "")
+			continue
+		}
+		part.read(ctx, s)
+	}
+	s.Took = t.cfg.Now().Sub(start)
+	return s
+}
+
+func (t *Taker) takeCounters(_ context.Context, s *evidence.Snapshot) {
+	c, err := t.Counters()
+	s.Counters = c
+	if err != nil {
+		miss(s, "kernel counters", err, "")
+	}
+}
+
+func (t *Taker) takeSockets(ctx context.Context, s *evidence.Snapshot) {
+	all, err := t.sockets(ctx, allStates)
+	s.Sockets = all
+	if err == nil {
+		return
+	}
+	what, fix := "TCP sockets", "load the kernel modules inet_diag and tcp_diag"
+	if len(all) > 0 {
+		what, fix = fmt.Sprintf("TCP sockets other than the first %d", len(all)), ""
+	}
+	miss(s, what, err, fix)
+}
+
+func (t *Taker) takeConntrack(_ context.Context, s *evidence.Snapshot) {
+	ct, err := t.Conntrack()
+	s.Conntrack = ct
+	switch {
+	case errors.Is(err, ErrNoConntrack):
+		miss(s, "connection tracking", err, fixModule)
+	case err != nil && ct != nil:
+		miss(s, "drop counters of connection tracking", err, fixNetlink)
+	case err != nil:
+		miss(s, "connection tracking", err, "")
+	}
+}
+
+func (t *Taker) takeInterfaces(ctx context.Context, s *evidence.Snapshot) {
+	all, err := t.interfaces(ctx)
+	s.Interfaces = all
+	if err != nil {
+		miss(s, "interface statistics", err, "")
+	}
+}
+
+func (t *Taker) takeTalkers(ctx context.Context, s *evidence.Snapshot) {
+	if s.Conntrack == nil || s.Conntrack.Count == 0 {
+		return
+	}
+	top, sampled, err := t.TopTalkers(ctx, t.cfg.MaxEntries)
+	s.Conntrack.TopTalkers, s.Conntrack.Sampled = top, sampled
+	switch {
+	case err != nil && sampled > 0:
+		miss(s, fmt.Sprintf("conntrack entries other than the first %d", sampled), err, "")
+	case err != nil:
+		miss(s, "top talkers of connection tracking", err, fixNetlink)
+	}
+}
+
+// The two ways out for an operator.
+const (
+	fixModule  = "nothing, if this host neither filters by state nor translates addresses; otherwise: modprobe nf_conntrack"
+	fixNetlink = "grant CAP_NET_ADMIN, and load the kernel module nf_conntrack_netlink if it is not"
+)
+
+func miss(s *evidence.Snapshot, what string, err error, fix string) {
+	s.Missing = append(s.Missing, evidence.Missing{What: what, Why: err.Error(), Fix: fix})
+}
+
+// read reads a file below the proc root.
+func (t *Taker) read(name string) (string, error) {
+	b, err := os.ReadFile(filepath.Join(t.cfg.ProcRoot, name))
+	return string(b), err
+}

@@ -1,0 +1,460 @@
+package store
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/oklog/ulid/v2"
+
+	"tcpcoroner/evidence"
+)
+
+var noon = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+
+// incidentAt makes an incident whose id says t and n.
+func incidentAt(t time.Time, n byte) *evidence.Incident {
+	var id ulid.ULID
+	_ = id.SetTime(uint64(t.UnixMilli()))
+	id[15] = n
+	v, _ := evidence.NewVerdict(evidence.Claim{
+		Origin: evidence.OriginPeerKernel, Mechanism: evidence.MechanismRefused,
+		Layer: evidence.LayerTransport, Confidence: evidence.Likely, Sentence: "nothing listens",
+	}, evidence.Finding{Kind: evidence.KindPacket, Text: "RST answers the SYN"})
+	return &evidence.Incident{
+		Schema: evidence.SchemaIncident, ID: id.String(), TraceID: fmt.Sprintf("%024x%08x", t.UnixMilli(), n+1),
+		Time: t, Closed: t.Add(10 * time.Second), Firings: []evidence.Firing{{Trigger: "resets", Time: t, Value: 50}},
+		Window:     evidence.Window{From: t, To: t.Add(time.Second), PacketCount: 7},
+		At:         &evidence.Snapshot{Taken: t, Sockets: []evidence.Socket{{State: "listen", Local: netip.MustParseAddrPort("127.0.0.1:80")}}},
+		Flows:      []evidence.Flow{{ID: "f1", Client: netip.MustParseAddrPort("10.0.0.1:4000"), Server: netip.MustParseAddrPort("10.0.0.2:80"), Verdict: v}},
+		FlowsTotal: 1, FlowsImplicated: 1, Verdict: v,
+	}
+}
+
+// randomChunks cannot be compressed or confused.
+func randomChunks(seed uint64, n, size int) [][]byte {
+	src := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), byte(seed >> 16), 7})
+	chunks := make([][]byte, n)
+	for i := range chunks {
+		chunks[i] = make([]byte, size)
+		_, _ = src.Read(chunks[i])
+	}
+	return chunks
+}
+
+func open(t *testing.T, cfg Config) *Store {
+	t.Helper()
+	if cfg.Dir == "" {
+		cfg.Dir = filepath.Join(t.TempDir(), "db")
+	}
+	cfg.Now = func() time.Time { return noon }
+	s, err := Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+func put(t *testing.T, s *Store, inc *evidence.Incident, chunks [][]byte, signals ...string) {
+	t.Helper()
+	if err := s.Put(inc, chunks, signals...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+var sameVerdict = cmp.AllowUnexported(evidence.Verdict{})
+
+func TestRoundTrip(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "made", "by-open")
+	s := open(t, Config{Dir: dir})
+	inc, chunks := incidentAt(noon, 1), append(randomChunks(1, 5, 200<<10), []byte("small"), nil)
+	put(t, s, inc, chunks)
+	check := func() {
+		t.Helper()
+		got, err := s.Get(inc.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(inc, got, sameVerdict, cmpopts.EquateComparable(netip.AddrPort{})); d != "" {
+			t.Error(d)
+		}
+		read, err := s.Chunks(inc.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.EqualFunc(chunks, read, bytes.Equal) {
+			t.Error("chunks differ")
+		}
+	}
+	check()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, Config{Dir: dir})
+	check()
+	if fi, err := os.Stat(dir); err != nil || fi.Mode().Perm() != 0o750 {
+		t.Errorf("directory: %v %v, want mode 0750", fi.Mode(), err)
+	}
+}
+
+func TestHuge(t *testing.T) {
+	s := open(t, Config{})
+	inc, chunks := incidentAt(noon, 1), randomChunks(3, 256, 256<<10)
+	put(t, s, inc, chunks)
+	read, err := s.Chunks(inc.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range chunks {
+		if !bytes.Equal(chunks[i], read[i]) {
+			t.Fatalf("chunk %d differs", i)
+		}
+	}
+}
+
+func TestManySmallChunks(t *testing.T) {
+	s := open(t, Config{})
+	inc := incidentAt(noon, 1)
+	put(t, s, inc, randomChunks(3, 20000, 100))
+	if read, err := s.Chunks(inc.ID); err != nil || len(read) != 20000 {
+		t.Fatal(len(read), err)
+	}
+}
+
+func TestList(t *testing.T) {
+	s := open(t, Config{})
+	for i := range 5 {
+		put(t, s, incidentAt(noon.Add(time.Duration(i)*time.Minute), 1), randomChunks(1, 1, 10))
+	}
+	all, err := s.List(0)
+	if err != nil || len(all) != 5 {
+		t.Fatal(len(all), err)
+	}
+	if !all[0].Time.Equal(noon.Add(4*time.Minute)) || !all[4].Time.Equal(noon) {
+		t.Errorf("not newest first: %v ... %v", all[0].Time, all[4].Time)
+	}
+	h := all[0]
+	if h.Trigger() != "resets" || h.Verdict.String() != "nothing listens" || h.Window.PacketCount != 7 || h.FlowsImplicated != 1 {
+		t.Errorf("head lacks what a list shows: %+v", h)
+	}
+	if h.Flows != nil || h.At != nil {
+		t.Error("head holds what a list does not show")
+	}
+	if two, err := s.List(2); err != nil || len(two) != 2 || two[0].ID != all[0].ID {
+		t.Error(two, err)
+	}
+}
+
+func TestFind(t *testing.T) {
+	s := open(t, Config{})
+	if _, err := s.Find("last"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("last of nothing: %v", err)
+	}
+	a, b := incidentAt(noon, 1), incidentAt(noon, 2)
+	c := incidentAt(noon.Add(time.Hour), 1)
+	for _, inc := range []*evidence.Incident{a, b, c} {
+		put(t, s, inc, nil)
+	}
+	for _, tt := range []struct {
+		ref, want string
+		err       error
+	}{
+		{"last", c.ID, nil},
+		{a.ID, a.ID, nil},
+		{strings.ToLower(b.ID), b.ID, nil},
+		{c.ID[:10], c.ID, nil},
+		{b.TraceID, b.ID, nil},
+		{a.ID[:10], "", ErrAmbiguous},
+		{a.ID[:2], "", ErrAmbiguous},
+		{"", "", ErrNotFound},
+		{"7ZZ", "", ErrNotFound},
+		{a.ID + "0", "", ErrNotFound},
+		{strings.Repeat("ab", 16), "", ErrNotFound},
+	} {
+		got, err := s.Find(tt.ref)
+		if got != tt.want || !errors.Is(err, tt.err) {
+			t.Errorf("Find(%q) = %q, %v", tt.ref, got, err)
+		}
+		if errors.Is(err, ErrAmbiguous) && !(strings.Contains(err.Error(), a.ID) && strings.Contains(err.Error(), b.ID)) {
+			t.Errorf("candidates are missing: %v", err)
+		}
+	}
+}
+
+func TestGetMissing(t *testing.T) {
+	s := open(t, Config{})
+	for _, err := range []error{second(s.Get("x")), second(s.Chunks("x")), s.Delete("x")} {
+		if !errors.Is(err, ErrNotFound) {
+			t.Error(err)
+		}
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+func TestPutRefuses(t *testing.T) {
+	s := open(t, Config{})
+	bad := incidentAt(noon, 1)
+	bad.ID = "no-ulid"
+	badTrace := incidentAt(noon, 1)
+	badTrace.TraceID = "XYZ"
+	for _, err := range []error{
+		s.Put(bad, nil), s.Put(badTrace, nil),
+		s.Put(incidentAt(noon, 1), [][]byte{make([]byte, MaxChunkBytes+1)}),
+	} {
+		if err == nil {
+			t.Error("accepted")
+		}
+	}
+	if l, _ := s.List(0); len(l) != 0 {
+		t.Error("refused incidents are listed")
+	}
+}
+
+// An incident that grew is put again: the new one is whole, the old blocks go.
+func TestPutAgain(t *testing.T) {
+	s := open(t, Config{})
+	inc := incidentAt(noon, 1)
+	put(t, s, inc, randomChunks(1, 9, 1000))
+	oldTrace := inc.TraceID
+	inc.TraceID, inc.Joined = strings.Repeat("ab", 16), 5
+	chunks := randomChunks(2, 3, 1000)
+	put(t, s, inc, chunks)
+	got, err := s.Get(inc.ID)
+	read, err2 := s.Chunks(inc.ID)
+	if err != nil || err2 != nil || got.Joined != 5 || !slices.EqualFunc(read, chunks, bytes.Equal) {
+		t.Fatal(got, err, err2)
+	}
+	if _, err := s.Find(oldTrace); !errors.Is(err, ErrNotFound) {
+		t.Errorf("old trace id still resolves: %v", err)
+	}
+	if n := countKeys(t, s, blocksPrefix); n != 4 {
+		t.Errorf("%d blocks, want 1 json and 3 chunks", n)
+	}
+}
+
+func countKeys(t *testing.T, s *Store, prefix string) (n int) {
+	t.Helper()
+	err := s.db.View(func(txn *badger.Txn) error {
+		return eachKey(txn, prefix, func([]byte) error { n++; return nil })
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// Blocks without a marker are what a crash leaves: Open removes these only.
+func TestOrphans(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, Config{Dir: dir})
+	whole := incidentAt(noon, 1)
+	put(t, s, whole, randomChunks(1, 3, 5000))
+	for _, m := range []marker{
+		{Head: incidentAt(noon, 2)},
+		{Head: whole, Generation: 1}, // a second put that did not commit
+	} {
+		if err := s.putBlocks(m, kindChunk, randomChunks(2, 4, 5000)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, Config{Dir: dir})
+	if st, err := s.Stats(); err != nil || st.Orphans != 8 || st.Incidents != 1 {
+		t.Errorf("%+v %v", st, err)
+	}
+	if n := countKeys(t, s, blocksPrefix); n != 4 {
+		t.Errorf("%d blocks left, want 4", n)
+	}
+	if _, err := s.Chunks(whole.ID); err != nil {
+		t.Error(err)
+	}
+}
+
+// A log file that a crash left without a byte must not stop Open.
+func TestEmptyLogs(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, Config{Dir: dir})
+	inc := incidentAt(noon, 1)
+	put(t, s, inc, randomChunks(1, 3, 5000))
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"000099.vlog", "00099.mem"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s = open(t, Config{Dir: dir})
+	if _, err := s.Chunks(inc.ID); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestDamageIsFound(t *testing.T) {
+	for _, kind := range []string{kindJSON, kindChunk} {
+		s := open(t, Config{})
+		inc := incidentAt(noon, 1)
+		put(t, s, inc, randomChunks(1, 2, 5000))
+		err := s.db.Update(func(txn *badger.Txn) error {
+			return txn.Set(blockKey(inc.ID, 0, kind, 0), []byte("flipped"))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = s.Get(inc.ID)
+		if kind == kindChunk {
+			_, err = s.Chunks(inc.ID)
+		}
+		if !errors.Is(err, ErrDamaged) {
+			t.Errorf("%s: %v", kind, err)
+		}
+	}
+}
+
+func TestOpenErrors(t *testing.T) {
+	dir := t.TempDir()
+	open(t, Config{Dir: dir})
+	_, err := Open(Config{Dir: dir})
+	if want := "open database " + dir + ": another tcpcoroner holds it: stop that daemon or give --data another directory"; !errors.Is(err, ErrLocked) || err.Error() != want {
+		t.Errorf("got  %v\nwant %s", err, want)
+	}
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []string{file, filepath.Join(file, "below"), "/proc/none", ""} {
+		_, err := Open(Config{Dir: d})
+		if err == nil || !strings.Contains(err.Error(), d) || !strings.Contains(err.Error(), "--data") {
+			t.Errorf("%q: %v", d, err)
+		}
+	}
+}
+
+func TestOutbox(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, Config{Dir: dir})
+	a, b := incidentAt(noon, 1), incidentAt(noon, 2)
+	put(t, s, a, nil, "logs", "traces")
+	put(t, s, b, nil)
+	due, next, err := s.Pending(noon)
+	if err != nil || len(due) != 2 || !next.IsZero() {
+		t.Fatal(due, next, err)
+	}
+	e := due[0]
+	e.Attempts, e.Next, e.LastError = 1, noon.Add(time.Minute), "refused"
+	if err := errors.Join(s.Retry(e), s.Done(due[1].Signal, due[1].Incident), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, Config{Dir: dir})
+	due, next, err = s.Pending(noon)
+	if err != nil || len(due) != 0 || !next.Equal(e.Next) {
+		t.Error(due, next, err)
+	}
+	due, _, _ = s.Pending(e.Next)
+	if d := cmp.Diff([]evidence.OutboxEntry{e}, due); d != "" {
+		t.Error(d)
+	}
+	e.Rejected = true
+	if err := s.Retry(e); err != nil {
+		t.Fatal(err)
+	}
+	n, _ := s.PendingCount()
+	rejected, _ := s.Rejected()
+	if due, _, _ = s.Pending(e.Next); n != 0 || len(due) != 0 || len(rejected) != 1 {
+		t.Error(n, due, rejected)
+	}
+	if err := s.Delete(a.ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Retry(e); err != nil { // raced with the deletion: must not come back
+		t.Fatal(err)
+	}
+	if rejected, _ = s.Rejected(); len(rejected) != 0 {
+		t.Error("outbox entry of a deleted incident", rejected)
+	}
+	if st, _ := s.Stats(); st.Deleted != 1 || st.Undelivered != 1 {
+		t.Errorf("%+v", st)
+	}
+}
+
+func TestRetain(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		cfg  Config
+		now  time.Time
+		want int // incidents that stay, of 5 with 100 KB each, a minute apart
+	}{
+		{"no bound", Config{}, noon.Add(time.Hour), 5},
+		{"age", Config{MaxAge: 150 * time.Second}, noon.Add(4 * time.Minute), 3},
+		{"all too old", Config{MaxAge: time.Second}, noon.Add(time.Hour), 1},
+		{"bytes", Config{MaxBytes: 250_000}, noon, 2},
+		{"newest alone is too big", Config{MaxBytes: 1}, noon, 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := open(t, tt.cfg)
+			for i := range 5 {
+				put(t, s, incidentAt(noon.Add(time.Duration(i)*time.Minute), 1), randomChunks(1, 10, 10_000))
+			}
+			deleted, err := s.Retain(tt.now)
+			if err != nil || deleted != 5-tt.want {
+				t.Errorf("deleted %d: %v", deleted, err)
+			}
+			l, _ := s.List(0)
+			if len(l) != tt.want || !l[0].Time.Equal(noon.Add(4*time.Minute)) {
+				t.Errorf("%d stay, newest %v", len(l), l[0].Time)
+			}
+			for _, h := range l {
+				if _, err := s.Chunks(h.ID); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
+
+// The files shrink too, not only the list; and what stays survives a reopen.
+func TestRetainGivesSpaceBack(t *testing.T) {
+	dir := t.TempDir()
+	cfg := Config{Dir: dir, MaxBytes: 40 << 20}
+	s := open(t, cfg)
+	for i := range 12 {
+		put(t, s, incidentAt(noon.Add(time.Duration(i)*time.Minute), 1), randomChunks(uint64(i), 64, 256<<10))
+		if _, err := s.Retain(noon); err != nil {
+			t.Fatal(err)
+		}
+	}
+	used := diskUsage(t, dir)
+	t.Logf("12 x 16 MiB put, 2 kept: %d MiB on disk", used>>20)
+	if used > 96<<20 {
+		t.Errorf("%d MiB on disk for a budget of 40", used>>20)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, cfg)
+	l, _ := s.List(0)
+	if len(l) != 2 {
+		t.Fatalf("%d incidents", len(l))
+	}
+	for i, h := range l {
+		c, err := s.Chunks(h.ID)
+		if err != nil || !slices.EqualFunc(c, randomChunks(uint64(11-i), 64, 256<<10), bytes.Equal) {
+			t.Error(h.ID, err)
+		}
+	}
+}

@@ -1,0 +1,227 @@
+package triggers
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"tcpcoroner/evidence"
+)
+
+// SetConfig is the storm control, the same for all triggers.
+type SetConfig struct {
+	// CoolDown is how long after the end of a storm the same trigger does not fire.
+	CoolDown time.Duration `yaml:"cool_down"`
+	// MaxStorm is how long a storm is reported as ongoing. A condition that lasts
+	// longer is not news: it is held until it calms down, and fires no more.
+	MaxStorm time.Duration `yaml:"max_storm"`
+	// BreakThrough is how many times the size of the storm before a new one must be
+	// to fire within the cool-down; 0 is never.
+	BreakThrough float64 `yaml:"break_through"`
+}
+
+// DefaultSet is a cool-down of 5 minutes that four times the storm breaks through.
+func DefaultSet() SetConfig {
+	return SetConfig{CoolDown: 5 * time.Minute, MaxStorm: 10 * time.Minute, BreakThrough: 4}
+}
+
+// Validate names the first field that cannot be.
+func (c SetConfig) Validate() error {
+	switch {
+	case c.CoolDown < 0 || c.CoolDown > 24*time.Hour:
+		return fmt.Errorf("cool_down is %v: must be from 0s to 24h", c.CoolDown)
+	case c.MaxStorm < 10*time.Second || c.MaxStorm > 24*time.Hour:
+		return fmt.Errorf("max_storm is %v: must be from 10s to 24h", c.MaxStorm)
+	case !(c.BreakThrough == 0 || c.BreakThrough > 1):
+		return fmt.Errorf("break_through is %g: must be over 1, or 0 for never", c.BreakThrough)
+	}
+	return nil
+}
+
+// Phase is where a trigger stands.
+type Phase string
+
+// The phases. A storm goes armed, firing, cooling, armed; one that is longer
+// than MaxStorm goes through held.
+const (
+	Armed       Phase = "armed"
+	Firing      Phase = "firing"
+	Held        Phase = "held"
+	Cooling     Phase = "cooling"
+	Unavailable Phase = "unavailable"
+	Disabled    Phase = "disabled"
+)
+
+// State is one trigger as the status shows it.
+type State struct {
+	Name    string `json:"name"`
+	Enabled bool   `json:"enabled"`
+	Phase   Phase  `json:"phase"`
+	// Until is the end of the cool-down.
+	Until     time.Time `json:"until,omitzero"`
+	Value     float64   `json:"value"`
+	Threshold float64   `json:"threshold"`
+	Baseline  float64   `json:"baseline"`
+	Unit      string    `json:"unit"`
+	LastFired time.Time `json:"last_fired,omitzero"`
+	// Fired counts firings, Suppressed the storms that did not fire because of a
+	// cool-down, Failed the checks without a reading.
+	Fired      uint64 `json:"fired"`
+	Suppressed uint64 `json:"suppressed"`
+	Failed     uint64 `json:"failed"`
+	// Why says why it is unavailable.
+	Why string `json:"why,omitempty"`
+}
+
+// Set checks triggers and turns crossings into firings: a storm is one firing.
+//
+//	armed    over the threshold: fires, and the storm begins
+//	firing   the storm goes on: Check reports it as ongoing, it is the same
+//	         incident; calm again: it is over, the cool-down begins
+//	held     longer than MaxStorm: not ongoing any more, waits for calm; what is
+//	         measured from here on is learned as usual
+//	cooling  a new storm is counted as suppressed unless it breaks through; one
+//	         that still rages when the cool-down ends fires then
+type Set struct {
+	cfg SetConfig
+
+	mu      sync.Mutex
+	watches []watch
+}
+
+// watch is the state of one trigger.
+type watch struct {
+	trigger Trigger
+	state   State
+	// since is when the storm began or the cool-down started.
+	since time.Time
+	// peak is the largest value of the last storm, in peakUnit.
+	peak       float64
+	peakUnit   string
+	suppressed bool
+}
+
+// NewSet puts triggers under one storm control.
+func NewSet(cfg SetConfig, triggers ...Trigger) *Set {
+	s := &Set{cfg: cfg}
+	for _, t := range triggers {
+		w := watch{trigger: t, state: State{Name: t.Name(), Enabled: t.Enabled(), Phase: Armed}}
+		if !t.Enabled() {
+			w.state.Phase = Disabled
+		}
+		s.watches = append(s.watches, w)
+	}
+	return s
+}
+
+// Check checks all triggers, about once a second, from one goroutine. fired are
+// the storms that began now; ongoing tells that one that fired, now or earlier,
+// has not ended, so that its incident should be kept open.
+func (s *Set) Check(now time.Time) (fired []evidence.Firing, ongoing bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range s.watches {
+		w := &s.watches[i]
+		if !w.state.Enabled {
+			continue
+		}
+		if f, ok := w.check(now, s.cfg); ok {
+			fired = append(fired, f)
+		}
+		ongoing = ongoing || w.state.Phase == Firing
+	}
+	return fired, ongoing
+}
+
+// State lists all triggers, in the order of NewSet.
+func (s *Set) State(now time.Time) []State {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	states := make([]State, len(s.watches))
+	for i := range s.watches {
+		w := &s.watches[i]
+		states[i] = w.state
+		switch {
+		case !w.state.Enabled:
+		case w.state.Why != "":
+			states[i].Phase = Unavailable
+		case w.state.Phase == Cooling && now.Before(w.since.Add(s.cfg.CoolDown)):
+			states[i].Until = w.since.Add(s.cfg.CoolDown)
+		case w.state.Phase == Cooling:
+			states[i].Phase = Armed
+		}
+	}
+	return states
+}
+
+// check measures and moves on. A check without a reading moves only what the
+// clock alone can move.
+func (w *watch) check(now time.Time, cfg SetConfig) (f evidence.Firing, fires bool) {
+	w.expire(now, cfg)
+	r, err := w.trigger.Check(now, w.state.Phase == Firing || w.suppressed)
+	if err != nil {
+		w.state.Failed++
+		w.state.Why = err.Error()
+		return f, false
+	}
+	w.state.Why = ""
+	w.state.Value, w.state.Threshold = r.Firing.Value, r.Firing.Threshold
+	w.state.Baseline, w.state.Unit = r.Firing.Baseline, r.Firing.Unit
+	if r.Calm {
+		w.calm(now)
+	}
+	if r.Over {
+		fires = w.over(now, cfg, r.Firing)
+	}
+	return r.Firing, fires
+}
+
+// expire ends what ends by the clock.
+func (w *watch) expire(now time.Time, cfg SetConfig) {
+	switch {
+	case w.state.Phase == Firing && now.Sub(w.since) >= cfg.MaxStorm:
+		w.state.Phase = Held
+	case w.state.Phase == Cooling && now.Sub(w.since) >= cfg.CoolDown:
+		w.state.Phase, w.suppressed = Armed, false
+	}
+}
+
+// calm ends a storm, fired or suppressed.
+func (w *watch) calm(now time.Time) {
+	w.suppressed = false
+	if w.state.Phase == Firing || w.state.Phase == Held {
+		w.state.Phase, w.since = Cooling, now
+	}
+}
+
+// over begins a storm or lets one grow; it tells whether it fires.
+func (w *watch) over(now time.Time, cfg SetConfig, f evidence.Firing) bool {
+	switch w.state.Phase {
+	case Firing, Held:
+		w.grow(f)
+		return false
+	case Cooling:
+		if !w.breaksThrough(cfg, f) {
+			if !w.suppressed {
+				w.state.Suppressed++
+			}
+			w.suppressed = true
+			return false
+		}
+	}
+	w.state.Phase, w.since, w.suppressed = Firing, now, false
+	w.state.LastFired = now
+	w.state.Fired++
+	w.peak, w.peakUnit = f.Value, f.Unit
+	return true
+}
+
+func (w *watch) grow(f evidence.Firing) {
+	if f.Unit != w.peakUnit || f.Value > w.peak {
+		w.peak, w.peakUnit = f.Value, f.Unit
+	}
+}
+
+func (w *watch) breaksThrough(cfg SetConfig, f evidence.Firing) bool {
+	return cfg.BreakThrough > 0 && f.Unit == w.peakUnit && f.Value >= cfg.BreakThrough*w.peak
+}
