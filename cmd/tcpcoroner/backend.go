@@ -134,7 +134,10 @@ func (b backend) incidents() api.IncidentsStatus {
 	if text := d.lastError.Load(); text != nil {
 		s.LastError = *text
 	}
-	st := d.store.Stats()
+	st, err := d.store.Stats()
+	if err != nil {
+		s.LastError = err.Error()
+	}
 	s.Stored, s.Bytes, s.Expired = st.Incidents, st.Bytes, st.Deleted
 	if list, err := d.store.List(1); err == nil && len(list) > 0 {
 		s.Last, s.LastTime = list[0].ID, list[0].Time.UTC()

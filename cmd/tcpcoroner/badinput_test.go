@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,8 +25,10 @@ func TestBadInput(t *testing.T) {
 		return path
 	}
 	none := filepath.Join(dir, "none.sock")
+	made := 0
 	runWith := func(cfg string) []string {
-		return []string{"run", "--check", "--config", file("c.yaml", cfg)}
+		made++
+		return []string{"run", "--check", "--config", file(fmt.Sprintf("c%d.yaml", made), cfg)}
 	}
 	tests := []struct {
 		name string
@@ -33,8 +36,8 @@ func TestBadInput(t *testing.T) {
 		code int
 		want []string
 	}{
-		{"unknown key", runWith("triggers:\n  resets:\n    treshold: 3\n"), 2, []string{"c.yaml", "line 3", `"treshold"`, "tcpcoroner.yaml(5)"}},
-		{"bad duration", runWith("window:\n  before: 30\n"), 2, []string{"c.yaml", "line 2", "window.before", `"30"`, "30s"}},
+		{"unknown key", runWith("triggers:\n  resets:\n    treshold: 3\n"), 2, []string{".yaml", "line 3", `"treshold"`, "tcpcoroner.yaml(5)"}},
+		{"bad duration", runWith("window:\n  before: 30\n"), 2, []string{".yaml", "line 2", "window.before", `"30"`, "30s"}},
 		{"bad size", runWith("recorder:\n  memory: lots\n"), 2, []string{"line 2", "recorder.memory", `"lots"`, "64MiB"}},
 		{"bad number", runWith("triggers:\n  resets:\n    threshold: many\n"), 2, []string{"line 3", "threshold"}},
 		{"out of bounds", runWith("recorder:\n  memory: 1KiB\n"), 2, []string{"recorder.memory is 1.0 KiB", "from 1MiB"}},

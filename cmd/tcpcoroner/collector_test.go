@@ -65,7 +65,7 @@ service:
 	if err := os.WriteFile(cfg, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c.cmd = c.ns.Command(context.Background(), c.binary, "--config", cfg)
+	c.cmd = c.ns.Command(context.Background(), c.binary, "--config", "file:"+cfg)
 	log := newWatched()
 	c.cmd.Stderr = log
 	if err := c.cmd.Start(); err != nil {

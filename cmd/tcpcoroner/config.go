@@ -5,12 +5,15 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/dustin/go-humanize"
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/parser"
+	"github.com/goccy/go-yaml/token"
 
 	"tcpcoroner/triggers"
 )
@@ -133,24 +136,61 @@ func loadConfig(path string) (config, error) {
 
 // parseConfig refuses unknown keys: a misspelt threshold must not pass unseen.
 func parseConfig(text []byte, c *config) error {
-	if err := yaml.UnmarshalWithOptions(text, c, yaml.Strict()); err != nil {
+	file, err := parser.ParseBytes(text, 0)
+	if err != nil {
 		return oneLine(err)
+	}
+	for _, doc := range file.Docs {
+		if empty(doc.Body) {
+			continue
+		}
+		if err := yaml.NodeToValue(doc.Body, c, yaml.Strict()); err != nil {
+			return oneLine(err)
+		}
 	}
 	return c.validate()
 }
 
-// oneLine drops the excerpt of a YAML error and keeps line and message.
+// empty takes away keys without a value, which the decoder would set to zero: a
+// section of which every line is a comment means the defaults. It tells whether
+// nothing is left.
+func empty(n ast.Node) bool {
+	switch n := n.(type) {
+	case nil, *ast.NullNode, *ast.CommentGroupNode:
+		return true
+	case *ast.MappingValueNode:
+		return empty(n.Value)
+	case *ast.MappingNode:
+		n.Values = slices.DeleteFunc(n.Values, func(v *ast.MappingValueNode) bool { return empty(v.Value) })
+		return len(n.Values) == 0
+	}
+	return false
+}
+
+// oneLine drops the excerpt of a YAML error and says what the operator can do.
 func oneLine(err error) error {
 	var e yaml.Error
-	if !errors.As(err, &e) {
+	if !errors.As(err, &e) || e.GetToken() == nil {
 		return err
 	}
+	text := e.GetMessage()
 	var unknown *yaml.UnknownFieldError
-	hint := ""
-	if errors.As(err, &unknown) {
-		hint = ": remove it or correct its spelling; tcpcoroner.yaml(5) lists all keys"
+	var kind *yaml.TypeError
+	switch {
+	case errors.As(err, &unknown):
+		text += ": remove it or correct its spelling; tcpcoroner.yaml(5) lists all keys"
+	case errors.As(err, &kind):
+		text = fmt.Sprintf("%s: %q is not a value of the kind that belongs there (%v)", keyOf(kind.Token), kind.Token.Value, kind.DstType)
 	}
-	return fmt.Errorf("line %d: %s%s", e.GetToken().Position.Line, e.GetMessage(), hint)
+	return fmt.Errorf("line %d: %s", e.GetToken().Position.Line, text)
+}
+
+// keyOf is the key whose value a token is: it stands before the colon.
+func keyOf(t *token.Token) string {
+	if t.Prev == nil || t.Prev.Prev == nil {
+		return "value"
+	}
+	return t.Prev.Prev.Value
 }
 
 // validate names every field that is out of bounds, its value, and the bounds.

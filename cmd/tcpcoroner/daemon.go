@@ -44,15 +44,15 @@ type daemon struct {
 
 // build opens everything that can fail at start, in the order in which a
 // mistake is cheapest to report: database, socket, capture.
-func build(ctx context.Context, cfg config, data, socket string, e *env, log *slog.Logger) (*daemon, error) {
+func build(ctx context.Context, cfg config, data, socket string, log *slog.Logger) (*daemon, error) {
 	d := &daemon{cfg: cfg, data: data, log: log, started: time.Now(), host: thisHost()}
-	if err := d.open(ctx, socket, e); err != nil {
+	if err := d.open(ctx, socket); err != nil {
 		return nil, errors.Join(err, d.close())
 	}
 	return d, nil
 }
 
-func (d *daemon) open(ctx context.Context, socket string, e *env) (err error) {
+func (d *daemon) open(ctx context.Context, socket string) (err error) {
 	d.store, err = store.Open(store.Config{
 		Dir: d.data, MaxAge: time.Duration(d.cfg.Store.MaxAge), MaxBytes: uint64(d.cfg.Store.MaxBytes),
 	})
@@ -62,7 +62,7 @@ func (d *daemon) open(ctx context.Context, socket string, e *env) (err error) {
 	d.taker = snapshot.New(snapshot.Config{})
 	d.history.span = time.Duration(d.cfg.Window.Before+d.cfg.Window.Max) + 10*time.Second
 	d.exporter, err = exporter.New(ctx, exporter.Config{
-		Getenv: e.getenv, Version: version, Host: d.host, Outbox: d.store, Load: d.store.Get,
+		Version: version, Host: d.host, Outbox: d.store, Load: d.store.Get,
 	})
 	if err != nil {
 		return err

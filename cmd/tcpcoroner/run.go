@@ -39,7 +39,7 @@ func runCommand(e *env) *cobra.Command {
 
 func (e *env) record(ctx context.Context, cfg config, data string) error {
 	log := slog.New(slog.NewTextHandler(e.stderr, nil))
-	d, err := build(ctx, cfg, data, e.socket, e, log)
+	d, err := build(ctx, cfg, data, e.socket, log)
 	if err != nil {
 		return err
 	}

@@ -6,7 +6,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/daemon"
+	sd "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/dustin/go-humanize"
 
 	"tcpcoroner/evidence"
@@ -22,7 +22,7 @@ const (
 func (d *daemon) watch(ctx context.Context, ready func()) error {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
-	d.notify(daemon.SdNotifyReady)
+	d.notify(sd.SdNotifyReady)
 	ready()
 	retained := time.Now()
 	d.retain(retained)
@@ -30,7 +30,7 @@ func (d *daemon) watch(ctx context.Context, ready func()) error {
 	for {
 		select {
 		case <-ctx.Done():
-			d.notify(daemon.SdNotifyStopping)
+			d.notify(sd.SdNotifyStopping)
 			return nil
 		case now := <-ticker.C:
 			d.sample(now)
@@ -81,13 +81,13 @@ func (d *daemon) pulse() func(time.Time) {
 		d.notify("STATUS=" + d.statusLine())
 		if s.Source.Polls != polls {
 			polls = s.Source.Polls
-			d.notify(daemon.SdNotifyWatchdog)
+			d.notify(sd.SdNotifyWatchdog)
 		}
 	}
 }
 
 // notify does nothing without a service manager.
-func (d *daemon) notify(state string) { _, _ = daemon.SdNotify(false, state) }
+func (d *daemon) notify(state string) { _, _ = sd.SdNotify(false, state) }
 
 // statusLine is the recorder at one glance, for systemctl status.
 func (d *daemon) statusLine() string {

@@ -1,0 +1,69 @@
+package main
+
+import (
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestParseConfig(t *testing.T) {
+	tests := []struct {
+		name, text string
+		change     func(*config)
+	}{
+		{"empty", "", func(*config) {}},
+		{"comments only", "# nothing\n#recorder:\n#  memory: 1\n", func(*config) {}},
+		{"sections without keys", "recorder:\n#  memory: 1MiB\nwindow:\ntriggers:\n  resets:\n", func(*config) {}},
+		{"one key leaves its neighbours", "recorder:\n  memory: 128MiB\n", func(c *config) { c.Recorder.Memory = 128 << 20 }},
+		{"plain bytes", "recorder:\n  ring: 8388608\n", func(c *config) { c.Recorder.Ring = 8 << 20 }},
+		{"deep", "triggers:\n  cool_down: 1m\n  resets: {enabled: false, threshold: 7.5}\n", func(c *config) {
+			c.Triggers.CoolDown, c.Triggers.Resets.Enabled, c.Triggers.Resets.Threshold = duration(time.Minute), false, 7.5
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, want := defaultConfig(), defaultConfig()
+			tt.change(&want)
+			if err := parseConfig([]byte(tt.text), &got); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("config (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestPackagedConfigSaysTheDefaults: every line of the shipped file is a comment
+// that shows a default; without the comment marks it must mean the same.
+func TestPackagedConfigSaysTheDefaults(t *testing.T) {
+	text, err := os.ReadFile("../../packaging/config/tcpcoroner.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var open strings.Builder
+	for line := range strings.Lines(string(text)) {
+		if rest, ok := strings.CutPrefix(line, "#"); ok && !strings.HasPrefix(rest, " T") && !strings.HasPrefix(line, "# ") {
+			line = rest
+		}
+		open.WriteString(line)
+	}
+	for _, text := range []string{string(text), open.String()} {
+		got := defaultConfig()
+		if err := parseConfig([]byte(text), &got); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(defaultConfig(), got); diff != "" {
+			t.Errorf("config (-default +file):\n%s", diff)
+		}
+	}
+	for _, key := range []string{"memory", "ring", "age", "before", "after", "max", "cool_down", "window", "threshold", "factor",
+		"usage", "rearm", "drops", "insert_failed", "max_age", "max_bytes"} {
+		if !strings.Contains(open.String(), key+":") {
+			t.Errorf("the file does not show %s", key)
+		}
+	}
+}
