@@ -131,7 +131,7 @@ func stripTag(b []byte, protocol uint16, kind uint8, m *recorder.Meta) []byte {
 	}
 	marked := protocol == unix.ETH_P_8021Q || protocol == unix.ETH_P_8021AD
 	inner := binary.BigEndian.Uint16(b[2:])
-	if !marked && (!plausible(b[vlanTag:], inner, m.WireBytes) || plausible(b, protocol, m.WireBytes)) {
+	if !plausible(b[vlanTag:], inner, m.WireBytes) || !marked && plausible(b, protocol, m.WireBytes) {
 		return b
 	}
 	m.WireBytes -= min(vlanTag, m.WireBytes)

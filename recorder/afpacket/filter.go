@@ -35,7 +35,7 @@ var reject = bpf.RetConstant{Val: 0}
 // offsets count from the network header, as on every SOCK_DGRAM socket.
 func filter() ([]bpf.RawInstruction, error) {
 	var p []bpf.Instruction
-	p = append(p, bpf.LoadExtension{Num: bpf.ExtInterfaceType})
+	p = append(p, bpf.LoadExtension{Num: bpf.ExtLinkLayerType})
 	// A packet on loopback passes twice; the copy on its way out is not needed.
 	p = append(p, when(unix.ARPHRD_LOOPBACK, append([]bpf.Instruction{
 		bpf.LoadExtension{Num: bpf.ExtType}},
@@ -43,9 +43,11 @@ func filter() ([]bpf.RawInstruction, error) {
 	p = append(p, bpf.LoadExtension{Num: bpf.ExtProto})
 	p = append(p, when(unix.ETH_P_IP, ip4(0))...)
 	p = append(p, when(unix.ETH_P_IPV6, ip6(0))...)
-	p = append(p, when(unix.ETH_P_8021Q, tagged())...)
-	p = append(p, when(unix.ETH_P_8021AD, tagged())...)
-	raw, err := bpf.Assemble(append(p, reject))
+	p = append(p,
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.ETH_P_8021Q, SkipTrue: 2},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.ETH_P_8021AD, SkipTrue: 1},
+		reject)
+	raw, err := bpf.Assemble(append(p, tagged()...))
 	if err != nil {
 		return nil, fmt.Errorf("assemble packet filter: %w", err)
 	}
@@ -59,12 +61,19 @@ func when(value uint32, block []bpf.Instruction) []bpf.Instruction {
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: value, SkipFalse: uint8(len(block))}}, block)
 }
 
-// tagged is a frame whose inner VLAN tag the kernel left in: 4 bytes, then IP.
+// tagged is a frame whose inner VLAN tag the kernel left in: 4 bytes, then IP. A
+// frame that a packet socket sent has no tag left there (net/packet/af_packet.c,
+// packet_parse_headers): then the first nibble tells.
 func tagged() []bpf.Instruction {
 	return slices.Concat(
 		[]bpf.Instruction{bpf.LoadAbsolute{Off: 2, Size: 2}},
 		when(unix.ETH_P_IP, ip4(vlanTag)),
 		when(unix.ETH_P_IPV6, ip6(vlanTag)),
+		[]bpf.Instruction{
+			bpf.LoadAbsolute{Off: 0, Size: 1},
+			bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 4}},
+		when(4, ip4(0)),
+		when(6, ip6(0)),
 		[]bpf.Instruction{reject})
 }
 
@@ -135,7 +144,9 @@ func tcp(load func(at uint32) bpf.Instruction, base uint32, addX bool) []bpf.Ins
 func extended(at uint32) []bpf.Instruction {
 	return []bpf.Instruction{
 		bpf.LoadAbsolute{Off: at, Size: 1},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.IPPROTO_UDP, SkipFalse: 1},
+		// Neither datagrams in fragments nor multicast listener reports.
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.IPPROTO_UDP, SkipTrue: 1},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.IPPROTO_ICMPV6, SkipFalse: 1},
 		reject,
 		bpf.LoadExtension{Num: bpf.ExtPayloadOffset},
 		bpf.ALUOpConstant{Op: bpf.ALUOpAdd, Val: evidence.MaxResetPayload},

@@ -158,25 +158,37 @@ func (s *Source) take(block []byte) {
 		s.malformed.Add(1)
 		return
 	}
-	if s.early(block) {
-		s.skipped.Add(uint64(u32(block, blockPackets)))
-		clear(block[blockHeader:used]) // payload may be in it
-		return
+	visit, early := s.add, s.early(block)
+	if early {
+		visit = s.addFiltered
 	}
-	if !parseBlock(block[:used], &s.meta, s.add) {
+	if !parseBlock(block[:used], &s.meta, visit) {
 		s.malformed.Add(1)
+	}
+	if early {
+		clear(block[blockHeader:used]) // payload may be in it
 	}
 }
 
-// early tells whether a block began before the filter was set. It looks at the
-// ring's first lap only: a later step of the clock must not look like it.
+// early tells whether the kernel began a block before the filter was set. It
+// looks at the ring's first lap only: a later step of the clock must not look
+// like it.
 func (s *Source) early(block []byte) bool {
 	if s.lap >= len(s.socket.ring)/blockBytes {
 		return false
 	}
 	s.lap++
-	first := int64(u32(block, blockTime))*1e9 + int64(u32(block, blockTime+4))
-	return first < s.socket.since
+	began := int64(u32(block, blockTime))*1e9 + int64(u32(block, blockTime+4))
+	return began < s.socket.since
+}
+
+// addFiltered leaves out the packets that came before the filter.
+func (s *Source) addFiltered(m *recorder.Meta, header []byte) {
+	if m.Nanos < s.socket.since {
+		s.skipped.Add(1)
+		return
+	}
+	s.add(m, header)
 }
 
 func (s *Source) add(m *recorder.Meta, header []byte) {

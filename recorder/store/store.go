@@ -13,13 +13,15 @@ import (
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
 	"golang.org/x/sys/unix"
+
+	"tcpcoroner/evidence"
 )
 
 // Errors that callers tell apart.
 var (
 	ErrLocked    = errors.New("another tcpcoroner holds it")
 	ErrNoSpace   = errors.New("no space left")
-	ErrNotFound  = errors.New("no such incident")
+	ErrNotFound  = evidence.ErrNoIncident
 	ErrAmbiguous = errors.New("more than one incident")
 	ErrDamaged   = errors.New("stored data is damaged")
 )
