@@ -1,6 +1,12 @@
 package evidence
 
-import "time"
+import (
+	"errors"
+	"time"
+)
+
+// ErrNoIncident means that no incident is kept under an id.
+var ErrNoIncident = errors.New("no such incident")
 
 // OutboxEntry says that an incident still has to reach the tracing backend with
 // one signal.

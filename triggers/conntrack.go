@@ -93,7 +93,7 @@ func (t *Conntrack) Check(now time.Time, _ bool) (Reading, error) {
 	lossy := t.cfg.Drops > 0 && drop+early >= float64(t.cfg.Drops) ||
 		t.cfg.InsertFailed > 0 && failed >= float64(t.cfg.InsertFailed)
 	full := ct.Max > 0 && ct.Usage() >= t.cfg.Usage
-	r := Reading{Firing: t.firing(now, ct), Over: full || lossy, Calm: !lossy && ct.Usage() < t.cfg.Rearm}
+	r := Reading{Firing: t.firing(now, ct), Over: full || lossy, Calm: !lossy && ct.Usage() < t.cfg.Rearm, Steady: !lossy}
 	if !r.Over {
 		return r, nil
 	}

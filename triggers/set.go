@@ -99,6 +99,8 @@ type watch struct {
 	peak       float64
 	peakUnit   string
 	suppressed bool
+	// steady is Reading.Steady of the last check.
+	steady bool
 }
 
 // NewSet puts triggers under one storm control.
@@ -116,7 +118,7 @@ func NewSet(cfg SetConfig, triggers ...Trigger) *Set {
 
 // Check checks all triggers, about once a second, from one goroutine. fired are
 // the storms that began now; ongoing tells that one that fired, now or earlier,
-// has not ended, so that its incident should be kept open.
+// has not ended and is not steady, so that its incident should be kept open.
 func (s *Set) Check(now time.Time) (fired []evidence.Firing, ongoing bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -128,7 +130,7 @@ func (s *Set) Check(now time.Time) (fired []evidence.Firing, ongoing bool) {
 		if f, ok := w.check(now, s.cfg); ok {
 			fired = append(fired, f)
 		}
-		ongoing = ongoing || w.state.Phase == Firing
+		ongoing = ongoing || w.state.Phase == Firing && !w.steady
 	}
 	return fired, ongoing
 }
@@ -167,6 +169,7 @@ func (w *watch) check(now time.Time, cfg SetConfig) (f evidence.Firing, fires bo
 	w.state.Why = ""
 	w.state.Value, w.state.Threshold = r.Firing.Value, r.Firing.Threshold
 	w.state.Baseline, w.state.Unit = r.Firing.Baseline, r.Firing.Unit
+	w.steady = r.Steady
 	if r.Calm {
 		w.calm(now)
 	}

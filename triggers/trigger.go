@@ -21,6 +21,9 @@ type Reading struct {
 	// below the level at which the trigger is armed again. Between the two
 	// levels (hysteresis) neither is set.
 	Over, Calm bool
+	// Steady tells that the condition is a level that holds, perhaps for hours,
+	// and that nothing happens while it does: its incident need not stay open.
+	Steady bool
 }
 
 // Trigger measures one condition. A Trigger is used by one goroutine.

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -440,24 +441,37 @@ var (
 )
 
 // fillConntrack makes entries of one talker over many of its ports and of the
-// addresses beside the one it talks to.
+// addresses beside the one it talks to. An entry is a round trip to the kernel:
+// several sockets fill side by side.
 func fillConntrack(t *testing.T, ns *netlab.NS, n int) {
 	t.Helper()
-	ns.Run(t, func() {
-		c, err := conntrack.Dial(nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		for i := range n {
-			dst := talkedTo.Addr().As4()
-			dst[3] += byte(i / 60000)
-			f := conntrack.NewFlow(syscall.IPPROTO_TCP, 0, talker, netip.AddrFrom4(dst), uint16(1024+i%60000), talkedTo.Port(), 600, 0)
-			if err := c.Create(f); err != nil {
-				t.Fatalf("entry %d of %d: %v", i, n, err)
+	const workers = 4
+	var filling sync.WaitGroup
+	for w := range workers {
+		filling.Go(func() {
+			if err := ns.Do(func() error { return fillShare(n, w, workers) }); err != nil {
+				t.Error(err)
 			}
+		})
+	}
+	filling.Wait()
+}
+
+func fillShare(n, first, step int) error {
+	c, err := conntrack.Dial(nil)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	for i := first; i < n; i += step {
+		dst := talkedTo.Addr().As4()
+		dst[3] += byte(i / 60000)
+		f := conntrack.NewFlow(syscall.IPPROTO_TCP, 0, talker, netip.AddrFrom4(dst), uint16(1024+i%60000), talkedTo.Port(), 600, 0)
+		if err := c.Create(f); err != nil {
+			return fmt.Errorf("conntrack entry %d of %d: %w", i, n, err)
 		}
-	})
+	}
+	return nil
 }
 
 func checkConntrack(t *testing.T, inc *evidence.Incident, limit int) {

@@ -99,7 +99,7 @@ type storeConfig struct {
 func defaultConfig() config {
 	var c config
 	c.Recorder = recorderConfig{Memory: 64 << 20, Ring: 16 << 20, Age: duration(10 * time.Minute)}
-	c.Window = windowConfig{Before: duration(30 * time.Second), After: duration(5 * time.Second), Max: duration(time.Minute)}
+	c.Window = windowConfig{Before: duration(30 * time.Second), After: duration(5 * time.Second), Max: duration(30 * time.Second)}
 	r, ct, l := triggers.DefaultResets(), triggers.DefaultConntrack(), triggers.DefaultListen()
 	c.Triggers = triggersConfig{
 		CoolDown:  duration(triggers.DefaultSet().CoolDown),

@@ -47,8 +47,9 @@ func (d *daemon) watch(ctx context.Context, ready func()) error {
 func (d *daemon) check(now time.Time) {
 	fired, ongoing := d.triggers.Check(now)
 	for _, f := range fired {
-		o, joined := d.keeper.fire(f, d.keeper.after)
-		d.log.Info("trigger fired", "trigger", f.Trigger, "reason", f.Reason, "incident", o.inc.ID, "joined", joined)
+		_, joined := d.keeper.fire(f, d.keeper.after)
+		// Without the id: nobody is told of an incident that is not durable yet.
+		d.log.Info("trigger fired", "trigger", f.Trigger, "reason", f.Reason, "joined", joined)
 	}
 	if ongoing {
 		d.keeper.ongoing(now)

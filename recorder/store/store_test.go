@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -457,4 +458,61 @@ func TestRetainGivesSpaceBack(t *testing.T) {
 			t.Error(h.ID, err)
 		}
 	}
+}
+
+// Reading and retention go on while incidents are put: a reader finds an
+// incident whole, or not at all.
+func TestConcurrent(t *testing.T) {
+	s := open(t, Config{MaxBytes: 2 << 20})
+	const incidents = 40
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	loop := func(f func() error) {
+		wg.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				if err := f(); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	loop(func() error { return second(s.Retain(noon)) })
+	loop(func() error {
+		l, err := s.List(0)
+		for _, h := range l {
+			_, e1 := s.Get(h.ID)
+			_, e2 := s.Chunks(h.ID)
+			for _, e := range []error{e1, e2} {
+				if e != nil && !errors.Is(e, ErrNotFound) {
+					return e
+				}
+			}
+		}
+		return err
+	})
+	for i := range incidents {
+		put(t, s, incidentAt(noon.Add(time.Duration(i)*time.Second), 1), randomChunks(uint64(i), 4, 100_000), "traces")
+	}
+	close(done)
+	wg.Wait()
+	if l, err := s.List(1); err != nil || !l[0].Time.Equal(noon.Add((incidents-1)*time.Second)) {
+		t.Error(l, err)
+	}
+}
+
+func FuzzMarker(f *testing.F) {
+	f.Add([]byte(`{"head":{"id":"x","verdict":{"confidence":"unknown"}},"generation":1,"json":[{"bytes":1,"crc32c":2}]}`))
+	f.Add([]byte(`{}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var m marker
+		if err := parseMarker(b, &m); err == nil && m.Head == nil {
+			t.Error("a marker without an incident was accepted")
+		}
+	})
 }
