@@ -15,7 +15,7 @@ func afterFIN(c *caseFile, s *story) (evidence.Verdict, bool) {
 		fin = s.other.fin
 	}
 	// The FIN itself takes one sequence number and may be unacknowledged.
-	if fin == nil || s.unacked() > 1 {
+	if fin == nil || !s.sender.hasAcked || s.unacked() > 1 {
 		return evidence.Verdict{}, false
 	}
 	text := fmt.Sprintf("%v sent FIN %s before the RST and no data was outstanding", fin.Src, seconds(s.rst.Time.Sub(fin.Time)))
@@ -45,7 +45,7 @@ func activeAbort(c *caseFile, s *story) (evidence.Verdict, bool) {
 		s.sender.last, s.rst)}
 	if n := s.unacked(); n > 0 {
 		facts = append(facts, packetFact("RFC 2525 section 2.17",
-			fmt.Sprintf("%d bytes of %v were not acknowledged when it was sent", n, s.other.addr), s.other.data, s.rst))
+			fmt.Sprintf("%d bytes of %v were not acknowledged before the RST", n, s.other.addr), s.other.data, s.rst))
 	}
 	claim := evidence.Claim{
 		Mechanism: evidence.MechanismActiveAbort, Layer: evidence.LayerApplication, Settle: s.settle(),

@@ -99,6 +99,11 @@ func TestRules(t *testing.T) {
 			pkt{ms: 5, src: server, dst: client, flags: evidence.FIN | evidence.ACK, seq: 501, ack: 151, payload: 900, dir: out},
 			pkt{ms: 7, src: client, dst: server, flags: rstAck, seq: 151, ack: 501, dir: in}), nil, 0,
 			evidence.OriginPeerProcess, evidence.MechanismActiveAbort, evidence.Likely, false},
+		{"RST that acknowledges data and the peer's FIN at once: closed with unread data", served(true,
+			pkt{ms: 5, src: client, dst: server, flags: evidence.ACK, seq: 151, ack: 501, payload: 900, dir: in},
+			pkt{ms: 6, src: client, dst: server, flags: evidence.FIN | evidence.ACK, seq: 1051, ack: 501, dir: in},
+			pkt{ms: 7, src: server, dst: client, flags: rstAck, seq: 501, ack: 1052, dir: out}),
+			map[string]uint64{"Tcp.OutRsts": 1, "TcpExt.TCPAbortOnClose": 1}, 0, evidence.OriginLocalProcess, evidence.MechanismActiveAbort, evidence.Proven, false},
 
 		{"routed", served(true,
 			pkt{ms: 9, src: server, dst: client, flags: rstAck, seq: 501, ack: 151, dir: in, iface: 3},

@@ -162,17 +162,14 @@ func (e *end) observe(n *seen) {
 // after compares sequence numbers modulo 2^32 (RFC 9293 section 3.4).
 func after(a, b uint32) bool { return int32(a-b) > 0 }
 
-// unacked is the number of bytes that the RST's receiver had sent and the
-// sender of the RST had not acknowledged.
+// unacked is what the RST's receiver had sent and the sender of the RST had not
+// acknowledged before it. The acknowledgment in the RST itself does not count:
+// a socket closed with unread data acknowledges that data in its RST.
 func (s *story) unacked() uint32 {
-	acked, ok := s.sender.acked, s.sender.hasAcked
-	if s.rst.Flags.Has(evidence.ACK) {
-		acked, ok = s.rst.Ack, true
-	}
-	if !ok || !s.other.synced || !after(s.other.next, acked) {
+	if !s.sender.hasAcked || !s.other.synced || !after(s.other.next, s.sender.acked) {
 		return 0
 	}
-	return s.other.next - acked
+	return s.other.next - s.sender.acked
 }
 
 // passive tells whether the RST has the form of an answer to the trigger:

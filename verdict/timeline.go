@@ -61,7 +61,7 @@ func (s *story) line(n *seen) string {
 	case s.rst:
 		fmt.Fprintf(b, "  # reset by %s", s.who())
 	case s.trigger:
-		b.WriteString("  # the last segment before the RST from its receiver")
+		b.WriteString("  # the last segment of the side that got the RST")
 	}
 	return b.String()
 }
