@@ -82,7 +82,7 @@ func (d *daemon) watches() *triggers.Set {
 	return triggers.NewSet(t.storms(),
 		triggers.NewResets(t.Resets.config(), func() uint64 { return d.recorder.Stats().Resets }),
 		triggers.NewConntrack(t.Conntrack.config(), d.conntrack),
-		triggers.NewListen(t.Listen.config(), d.taker.Counters, d.listeners),
+		triggers.NewListen(t.Listen.config(), d.history.latest, d.listeners),
 	)
 }
 

@@ -141,7 +141,7 @@ func TestCounterHistoryBefore(t *testing.T) {
 		t.Errorf("an empty history gave %v", got)
 	}
 	for i := range 20 {
-		h.add(evidence.Counters{Time: start.Add(time.Duration(i) * time.Second)})
+		h.add(evidence.Counters{Time: start.Add(time.Duration(i) * time.Second)}, nil)
 	}
 	for _, tt := range []struct{ at, want int }{{15, 15}, {3, 9}, {30, 19}} {
 		if got := h.before(start.Add(time.Duration(tt.at) * time.Second)).Time; got != start.Add(time.Duration(tt.want)*time.Second) {

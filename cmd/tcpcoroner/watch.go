@@ -56,14 +56,12 @@ func (d *daemon) check(now time.Time) {
 	}
 }
 
-// sample keeps the counters of this second, for the before of an incident.
+// sample reads the counters once a second: for the before of an incident, and
+// for the triggers.
 func (d *daemon) sample(now time.Time) {
 	c, err := d.taker.Counters()
-	if err != nil {
-		return // the snapshot of an incident lists it as missing, with the reason
-	}
 	c.Time = now
-	d.history.add(c)
+	d.history.add(c, err)
 }
 
 func (d *daemon) retain(now time.Time) {
@@ -119,15 +117,30 @@ type counterHistory struct {
 
 	mu      sync.Mutex
 	samples []evidence.Counters
+	err     error
 }
 
-func (h *counterHistory) add(c evidence.Counters) {
+// add keeps a sample, or the reason why there is none this second.
+func (h *counterHistory) add(c evidence.Counters, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.err = err; err != nil {
+		return
+	}
 	h.samples = append(h.samples, c)
 	for len(h.samples) > 1 && c.Time.Sub(h.samples[0].Time) > h.span {
 		h.samples = h.samples[1:]
 	}
+}
+
+// latest is this second's sample.
+func (h *counterHistory) latest() (evidence.Counters, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.err != nil || len(h.samples) == 0 {
+		return evidence.Counters{}, h.err
+	}
+	return h.samples[len(h.samples)-1], nil
 }
 
 // before is the last sample not later than at, or the oldest there is.

@@ -46,6 +46,21 @@ func TestToolchainIsNewEnough(t *testing.T) {
 	}
 }
 
+// "journalctl -x" finds the explanation of an incident by its message id.
+func TestCatalogExplainsTheMessage(t *testing.T) {
+	id := find(t, "cmd/tcpcoroner/announce.go", `messageID = "([0-9a-f]{32})"`)
+	text := read(t, "packaging/systemd/tcpcoroner.catalog")
+	if !strings.HasPrefix(text, "-- "+id+"\n") {
+		t.Errorf("tcpcoroner.catalog does not begin with %q, the id of announce.go", "-- "+id)
+	}
+	known := read(t, "cmd/tcpcoroner/announce.go")
+	for _, m := range regexp.MustCompile(`@([A-Z_]+)@`).FindAllStringSubmatch(text, -1) {
+		if !strings.Contains(known, `"`+m[1]+`"`) {
+			t.Errorf("tcpcoroner.catalog uses @%s@, a field that announce.go does not send", m[1])
+		}
+	}
+}
+
 // settings reads a unit file; a key that stands twice keeps both values.
 func settings(text string) map[string][]string {
 	s := map[string][]string{}
