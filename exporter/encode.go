@@ -312,7 +312,7 @@ func size(spans []sdktrace.ReadOnlySpan) (n int) {
 	const overhead = 24 // tags, lengths, numbers of an attribute or event
 	attributes := func(kv []attribute.KeyValue) {
 		for _, a := range kv {
-			n += overhead + len(a.Key) + len(a.Value.Emit())
+			n += overhead + len(a.Key) + len(a.Value.String())
 		}
 	}
 	for _, s := range spans {

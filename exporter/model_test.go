@@ -104,7 +104,7 @@ func spansOf(t *testing.T, inc *evidence.Incident) tracetest.SpanStubs {
 func texts(kv []attribute.KeyValue) map[string]string {
 	m := map[string]string{}
 	for _, a := range kv {
-		m[string(a.Key)] = a.Value.Emit()
+		m[string(a.Key)] = a.Value.String()
 	}
 	return m
 }

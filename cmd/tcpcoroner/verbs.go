@@ -159,7 +159,7 @@ func writeWhole(path string, write func(io.Writer) error) (n int64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	defer os.Remove(f.Name()) // fails after the rename, as it should
+	defer func() { _ = os.Remove(f.Name()) }() // fails after the rename, as it should
 	if err := errors.Join(write(f), f.Sync()); err != nil {
 		return 0, errors.Join(err, f.Close())
 	}

@@ -51,7 +51,7 @@ func clear(path string) error {
 		return fmt.Errorf("control socket %s exists and is not a socket: remove it or give --socket another path", path)
 	}
 	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
-		c.Close()
+		_ = c.Close()
 		return fmt.Errorf("control socket %s is in use: another tcpcoroner runs there; stop it or give --socket and --data other paths", path)
 	}
 	return os.Remove(path)

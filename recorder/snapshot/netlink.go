@@ -34,7 +34,7 @@ func dump(ctx context.Context, r request, each func([]byte) bool) error {
 	}
 	defer c.Close()
 	expired := time.Unix(1, 0)
-	stop := context.AfterFunc(ctx, func() { c.SetDeadline(expired) })
+	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(expired) })
 	defer stop()
 	if _, err := c.Send(netlink.Message{
 		Header: netlink.Header{Type: r.typ, Flags: netlink.Request | netlink.Dump}, Data: r.body,
