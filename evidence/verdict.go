@@ -15,7 +15,6 @@ const (
 	// OriginLocalHost: this host sent it; process, kernel or filter is undecided.
 	OriginLocalHost   Origin = "local.host"
 	OriginPeerProcess Origin = "peer.process"
-	OriginPeerKernel  Origin = "peer.kernel"
 	// OriginPeerHost: it came in under the peer's address; nothing finer is known.
 	OriginPeerHost  Origin = "peer.host"
 	OriginForwarded Origin = "forwarded"

@@ -16,7 +16,6 @@ var resetBy = map[evidence.Origin]string{
 	evidence.OriginLocalKernel:  "local_kernel",
 	evidence.OriginPeerProcess:  "peer",
 	evidence.OriginPeerHost:     "peer",
-	evidence.OriginPeerKernel:   "peer_kernel",
 	evidence.OriginForwarded:    "unknown",
 	evidence.OriginUnknown:      "unknown",
 	evidence.OriginNone:         "",
@@ -40,7 +39,6 @@ var sender = map[evidence.Origin]string{
 	evidence.OriginLocalKernel:  "by local kernel",
 	evidence.OriginLocalHost:    "by local host",
 	evidence.OriginPeerProcess:  "by peer process",
-	evidence.OriginPeerKernel:   "by peer kernel",
 	evidence.OriginPeerHost:     "by peer host",
 	evidence.OriginForwarded:    "in transit",
 }
