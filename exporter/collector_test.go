@@ -181,7 +181,7 @@ func checkSpans(t *testing.T, spans []map[string]any) {
 	if len(spans) != 3 || len(byName) != 3 {
 		t.Fatalf("%d spans, want 3 once each: %v", len(spans), byName)
 	}
-	root, flow := byName["incident resets"], byName["tcp refused by peer kernel"]
+	root, flow := byName["incident resets"], byName["tcp refused by peer host"]
 	if root == nil || flow == nil {
 		t.Fatalf("%v", byName)
 	}

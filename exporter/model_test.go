@@ -43,7 +43,7 @@ func testIncident() *evidence.Incident {
 	server := netip.MustParseAddrPort("[2001:db8::1]:443")
 	client := netip.MustParseAddrPort("[2001:db8::2]:51644")
 	owner := &evidence.Owner{PID: 1192, Comm: "nginx", Exe: "/usr/sbin/nginx", Cgroup: "/system.slice/nginx.service", Unit: "nginx.service", Started: noon.Add(-time.Hour)}
-	refused := verdictOfKind(evidence.OriginPeerKernel, evidence.MechanismRefused, "10.30.7.56:8443 refused: nothing listens")
+	refused := verdictOfKind(evidence.OriginPeerHost, evidence.MechanismRefused, "10.30.7.56:8443 refused: nothing listens")
 	abort := verdictOfKind(evidence.OriginLocalProcess, evidence.MechanismActiveAbort, "nginx[1192] reset its client")
 	return &evidence.Incident{
 		Schema: evidence.SchemaIncident, ID: testID, TraceID: testTrace, Host: host,
@@ -127,8 +127,8 @@ func TestRootSpan(t *testing.T) {
 	want := map[string]string{
 		"tcpcoroner.incident.id": testID, "tcpcoroner.trigger.name": "resets",
 		"tcpcoroner.trigger.expression": "resets over baseline", "tcpcoroner.trigger.value": "143", "tcpcoroner.trigger.threshold": "20",
-		"tcpcoroner.verdict": "peer.kernel/refused", "tcpcoroner.verdict.confidence": "likely", "tcpcoroner.verdict.benign": "false",
-		"tcpcoroner.reset.by": "peer_kernel", "tcpcoroner.reset.cause": "no_listener", "tcpcoroner.reset.layer": "transport",
+		"tcpcoroner.verdict": "peer.host/refused", "tcpcoroner.verdict.confidence": "likely", "tcpcoroner.verdict.benign": "false",
+		"tcpcoroner.reset.by": "peer", "tcpcoroner.reset.cause": "no_listener", "tcpcoroner.reset.layer": "transport",
 		"tcpcoroner.window.start": "2026-03-01T11:59:40Z", "tcpcoroner.window.duration": "30",
 		"tcpcoroner.window.packets": "4711", "tcpcoroner.window.dropped": "3",
 		"tcpcoroner.flows.total": "40", "tcpcoroner.flows.implicated": "2",
@@ -158,7 +158,7 @@ func TestFlowSpans(t *testing.T) {
 		t.Fatalf("%d spans", len(spans))
 	}
 	f1, f2, root := spans[0], spans[1], spans[2]
-	if f1.Name != "tcp refused by peer kernel" || f1.SpanKind != trace.SpanKindClient {
+	if f1.Name != "tcp refused by peer host" || f1.SpanKind != trace.SpanKindClient {
 		t.Errorf("%s %v", f1.Name, f1.SpanKind)
 	}
 	if f2.Name != "tcp reset by local process" || f2.SpanKind != trace.SpanKindServer {
@@ -175,7 +175,7 @@ func TestFlowSpans(t *testing.T) {
 		"process.pid": "1192", "process.executable.name": "nginx", "process.executable.path": "/usr/sbin/nginx",
 		"process.linux.cgroup": "/system.slice/nginx.service", "process.creation.time": "2026-03-01T11:00:00Z",
 		"tcpcoroner.systemd.unit": "nginx.service", "tcpcoroner.incident.id": testID, "tcpcoroner.flow.id": "f1",
-		"tcpcoroner.reset.by": "peer_kernel", "tcpcoroner.reset.cause": "no_listener", "tcpcoroner.reset.layer": "transport",
+		"tcpcoroner.reset.by": "peer", "tcpcoroner.reset.cause": "no_listener", "tcpcoroner.reset.layer": "transport",
 		"tcpcoroner.reset.ttl": "57", "tcpcoroner.verdict.confidence": "likely", "tcpcoroner.verdict.benign": "false",
 	}
 	if d := cmp.Diff(want, texts(f1.Attributes)); d != "" {
@@ -234,7 +234,7 @@ func TestManyFlows(t *testing.T) {
 	if more.Name != "… 268 more flows like #1" {
 		t.Error(more.Name)
 	}
-	if got := texts(more.Attributes)["tcpcoroner.flows.more"]; got != `["70 x tcp refused by peer kernel, 10.30.7.56"]` {
+	if got := texts(more.Attributes)["tcpcoroner.flows.more"]; got != `["70 x tcp refused by peer host, 10.30.7.56"]` {
 		t.Error(got)
 	}
 	ids := map[trace.SpanID]bool{}
@@ -350,7 +350,7 @@ func TestBadTraceID(t *testing.T) {
 func TestTables(t *testing.T) {
 	for _, o := range []evidence.Origin{
 		evidence.OriginLocalProcess, evidence.OriginLocalKernel, evidence.OriginLocalHost, evidence.OriginPeerProcess,
-		evidence.OriginPeerKernel, evidence.OriginPeerHost, evidence.OriginForwarded, evidence.OriginNone, evidence.OriginUnknown,
+		evidence.OriginPeerHost, evidence.OriginForwarded, evidence.OriginNone, evidence.OriginUnknown,
 	} {
 		if _, ok := resetBy[o]; !ok {
 			t.Errorf("origin %s", o)

@@ -30,7 +30,7 @@ func incidentAt(t time.Time, n byte) *evidence.Incident {
 	_ = id.SetTime(uint64(t.UnixMilli()))
 	id[15] = n
 	v, _ := evidence.NewVerdict(evidence.Claim{
-		Origin: evidence.OriginPeerKernel, Mechanism: evidence.MechanismRefused,
+		Origin: evidence.OriginPeerHost, Mechanism: evidence.MechanismRefused,
 		Layer: evidence.LayerTransport, Confidence: evidence.Likely, Sentence: "nothing listens",
 	}, evidence.Finding{Kind: evidence.KindPacket, Text: "RST answers the SYN"})
 	return &evidence.Incident{
