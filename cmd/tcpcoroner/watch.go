@@ -22,7 +22,7 @@ const (
 func (d *daemon) watch(ctx context.Context, ready func()) error {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
-	d.notify(sd.SdNotifyReady)
+	d.notify(sd.SdNotifyReady + "\nSTATUS=" + d.statusLine())
 	ready()
 	retained := time.Now()
 	d.retain(retained)
