@@ -174,6 +174,7 @@ func ChunkClock(chunk []byte) (Clock, error) {
 // alias the chunks.
 func Packets(chunks [][]byte, from, to time.Time) (packets []evidence.Packet, resets int, err error) {
 	var damage []error
+	packets = make([]evidence.Packet, 0, room(chunks))
 	lo, hi := from.UnixNano(), to.UnixNano()
 	for i, c := range chunks {
 		err := Decode(c, func(p evidence.Packet) bool {
@@ -194,4 +195,15 @@ func Packets(chunks [][]byte, from, to time.Time) (packets []evidence.Packet, re
 		slices.SortStableFunc(packets, byTime)
 	}
 	return packets, resets, errors.Join(damage...)
+}
+
+// room is the number of packets that the chunks can hold at most. A window is
+// large: growing a slice to it would take its memory two and a half times.
+func room(chunks [][]byte) (n int) {
+	for _, c := range chunks {
+		if len(c) >= chunkHeader {
+			n += min(int(binary.LittleEndian.Uint32(c[12:])), len(c)/recordHeader)
+		}
+	}
+	return n
 }

@@ -79,6 +79,8 @@ func (b backend) Capture(ctx context.Context, ref string, w io.Writer) error {
 	if err != nil {
 		return err
 	}
+	b.d.decoding.Lock()
+	defer b.d.decoding.Unlock()
 	chunks, err := b.d.store.Chunks(inc.ID)
 	if err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -37,6 +38,9 @@ type daemon struct {
 	keeper   *keeper
 	server   *api.Server
 	history  counterHistory
+	// decoding is held while a window is decoded, which takes as much memory as
+	// the window again: one at a time.
+	decoding sync.Mutex
 
 	failed    atomic.Uint64
 	lastError atomic.Pointer[string]
@@ -145,6 +149,18 @@ func (d *daemon) look() *evidence.Snapshot {
 	return d.taker.Take(ctx)
 }
 
+// headroom is what the program needs beside the buffer: a decoded window, the
+// database's tables, and the program itself.
+const headroom = 160 << 20
+
+// limitMemory makes the collector work harder before the service's memory limit
+// would end the program. GOMEMLIMIT, where set, wins (runtime/debug).
+func limitMemory(buffer size, getenv func(string) string) {
+	if getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(int64(buffer) + headroom)
+	}
+}
+
 // freeze keeps a window. Damage inside it is told as a gap, not as a failure.
 func (d *daemon) freeze(from, to time.Time) (capture, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), snapshotTime)
@@ -153,11 +169,16 @@ func (d *daemon) freeze(from, to time.Time) (capture, error) {
 	if err != nil {
 		return capture{}, err
 	}
+	d.decoding.Lock()
 	w, err := f.Window()
 	if err != nil {
 		w.Gaps = append(w.Gaps, evidence.Gap{From: from, To: to, Reason: err.Error()})
 	}
-	return capture{window: w, chunks: f.Chunks, release: f.Release}, nil
+	release := func() {
+		f.Release()
+		d.decoding.Unlock()
+	}
+	return capture{window: w, chunks: f.Chunks, release: release}, nil
 }
 
 // tell announces an incident that is durable.

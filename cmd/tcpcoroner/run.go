@@ -38,6 +38,7 @@ func runCommand(e *env) *cobra.Command {
 }
 
 func (e *env) record(ctx context.Context, cfg config, data string) error {
+	limitMemory(cfg.Recorder.Memory, e.getenv)
 	log := slog.New(slog.NewTextHandler(e.stderr, nil))
 	d, err := build(ctx, cfg, data, e.socket, log)
 	if err != nil {
