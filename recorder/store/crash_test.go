@@ -10,8 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime/debug"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -321,25 +319,4 @@ func childMemory(dir string) error {
 	}
 	_, err = os.Stdout.Write(status)
 	return err
-}
-
-// TestMemory bounds what the store needs beside the chunks that are its input.
-func TestMemory(t *testing.T) {
-	out, err := child(t, "memory", t.TempDir()).Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var anon int
-	for line := range strings.Lines(string(out)) {
-		if strings.HasPrefix(line, "Rss") || strings.HasPrefix(line, "VmHWM") {
-			t.Log(strings.TrimSpace(line))
-		}
-		_, _ = fmt.Sscanf(line, "RssAnon: %d kB", &anon)
-	}
-	if info, ok := debug.ReadBuildInfo(); ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
-		t.Skip("the race detector's own memory is in the numbers")
-	}
-	if over := anon>>10 - 64; anon == 0 || over > 48 {
-		t.Errorf("%d MiB of anonymous memory beside the 64 MiB of chunks", over)
-	}
 }
