@@ -49,7 +49,7 @@ type Packet struct {
 	VLAN [2]uint16
 	// Header starts at the IP header. It holds all network and TCP header
 	// bytes, up to MaxResetPayload bytes of payload if the segment is a RST,
-	// and the quoted packet of an ICMP error. It never holds other payload.
+	// and the headers that an ICMP error quotes. It never holds other payload.
 	// The bytes belong to a sealed chunk or to the reader: do not write them.
 	Header []byte
 }

@@ -91,7 +91,10 @@ func rootCommand(e *env) *cobra.Command {
 		Short: "who reset the TCP connection, and the proof",
 		Long: "tcpcoroner keeps a rolling buffer of TCP headers in memory. When connections are reset, a listen queue\n" +
 			"overflows or the connection-tracking table fills up, it keeps that moment with the sockets, processes and\n" +
-			"counters of the host, and says who is responsible.",
+			"counters of the host, and says who is responsible.\n\n" +
+			"ID is an incident's id, the beginning of one that no other id has, its trace id, or \"last\".\n\n" +
+			"Exit codes: 0 ok, 1 error, 2 usage or configuration, 3 no such incident, 4 daemon not reachable.\n\n" +
+			"Data goes to standard output, messages to standard error. Times are local in tables and UTC in JSON.",
 		SilenceUsage: true, SilenceErrors: true, Version: version,
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
