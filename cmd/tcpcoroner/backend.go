@@ -79,8 +79,12 @@ func (b backend) Capture(ctx context.Context, ref string, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	b.d.decoding.Lock()
-	defer b.d.decoding.Unlock()
+	select {
+	case b.d.pulling <- struct{}{}:
+		defer func() { <-b.d.pulling }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	chunks, err := b.d.store.Chunks(inc.ID)
 	if err != nil {
 		return err

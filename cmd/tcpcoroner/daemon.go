@@ -38,9 +38,9 @@ type daemon struct {
 	keeper   *keeper
 	server   *api.Server
 	history  counterHistory
-	// decoding is held while a window is decoded, which takes as much memory as
-	// the window again: one at a time.
-	decoding sync.Mutex
+	// pulling is held while a stored window is read and sent, which takes as much
+	// memory as the buffer again: one at a time. Incidents never wait for it.
+	pulling chan struct{}
 
 	failed    atomic.Uint64
 	lastError atomic.Pointer[string]
@@ -49,7 +49,7 @@ type daemon struct {
 // build opens everything that can fail at start, in the order in which a
 // mistake is cheapest to report: database, socket, capture.
 func build(ctx context.Context, cfg config, data, socket string, log *slog.Logger) (*daemon, error) {
-	d := &daemon{cfg: cfg, data: data, log: log, started: time.Now(), host: thisHost()}
+	d := &daemon{cfg: cfg, data: data, log: log, started: time.Now(), host: thisHost(), pulling: make(chan struct{}, 1)}
 	if err := d.open(ctx, socket); err != nil {
 		return nil, errors.Join(err, d.close())
 	}
@@ -169,16 +169,11 @@ func (d *daemon) freeze(from, to time.Time) (capture, error) {
 	if err != nil {
 		return capture{}, err
 	}
-	d.decoding.Lock()
 	w, err := f.Window()
 	if err != nil {
 		w.Gaps = append(w.Gaps, evidence.Gap{From: from, To: to, Reason: err.Error()})
 	}
-	release := func() {
-		f.Release()
-		d.decoding.Unlock()
-	}
-	return capture{window: w, chunks: f.Chunks, release: release}, nil
+	return capture{window: w, chunks: f.Chunks, release: f.Release}, nil
 }
 
 // tell announces an incident that is durable.

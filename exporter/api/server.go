@@ -152,8 +152,9 @@ func httpStatus(c Code) int {
 // which the client sees as an unexpected end.
 func capture(b Backend, w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/x-pcapng")
-	count := &counting{w: w}
+	count := &counting{w: w, deadline: http.NewResponseController(w).SetWriteDeadline}
 	err := b.Capture(r.Context(), r.PathValue("ref"), count)
+	_ = count.deadline(time.Time{}) // the connection may serve more
 	switch {
 	case err != nil && count.n == 0:
 		fail(w, err)
@@ -162,12 +163,20 @@ func capture(b Backend, w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// stalled is how long a client may take no bytes before it is cut off: it would
+// keep others from pulling.
+const stalled = 5 * time.Minute
+
 type counting struct {
-	w io.Writer
-	n int
+	w        io.Writer
+	deadline func(time.Time) error
+	n        int
 }
 
 func (c *counting) Write(b []byte) (int, error) {
+	if err := c.deadline(time.Now().Add(stalled)); err != nil {
+		return 0, err
+	}
 	n, err := c.w.Write(b)
 	c.n += n
 	return n, err
