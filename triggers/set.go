@@ -77,7 +77,8 @@ type State struct {
 //
 //	armed    over the threshold: fires, and the storm begins
 //	firing   the storm goes on: Check reports it as ongoing, it is the same
-//	         incident; calm again: it is over, the cool-down begins
+//	         incident, unless a level that was only high begins to do damage,
+//	         which fires once more; calm again: the cool-down begins
 //	held     longer than MaxStorm: not ongoing any more, waits for calm; what is
 //	         measured from here on is learned as usual
 //	cooling  a new storm is counted as suppressed unless it breaks through; one
@@ -99,8 +100,9 @@ type watch struct {
 	peak       float64
 	peakUnit   string
 	suppressed bool
-	// steady is Reading.Steady of the last check.
-	steady bool
+	// steady is Reading.Steady of the last check; escalated that a steady storm
+	// has fired again because it began to do harm.
+	steady, escalated bool
 }
 
 // NewSet puts triggers under one storm control.
@@ -169,12 +171,13 @@ func (w *watch) check(now time.Time, cfg SetConfig) (f evidence.Firing, fires bo
 	w.state.Why = ""
 	w.state.Value, w.state.Threshold = r.Firing.Value, r.Firing.Threshold
 	w.state.Baseline, w.state.Unit = r.Firing.Baseline, r.Firing.Unit
+	harms := w.steady && !r.Steady
 	w.steady = r.Steady
 	if r.Calm {
 		w.calm(now)
 	}
 	if r.Over {
-		fires = w.over(now, cfg, r.Firing)
+		fires = w.over(now, cfg, r.Firing, harms)
 	}
 	return r.Firing, fires
 }
@@ -197,12 +200,18 @@ func (w *watch) calm(now time.Time) {
 	}
 }
 
-// over begins a storm or lets one grow; it tells whether it fires.
-func (w *watch) over(now time.Time, cfg SetConfig, f evidence.Firing) bool {
+// over begins a storm or lets one grow; it tells whether it fires. harms tells
+// that a level which had only been high does damage now: news, once a storm.
+func (w *watch) over(now time.Time, cfg SetConfig, f evidence.Firing, harms bool) bool {
 	switch w.state.Phase {
 	case Firing, Held:
 		w.grow(f)
-		return false
+		if !harms || w.escalated {
+			return false
+		}
+		w.begin(now, f)
+		w.escalated = true
+		return true
 	case Cooling:
 		if !w.breaksThrough(cfg, f) {
 			if !w.suppressed {
@@ -212,11 +221,16 @@ func (w *watch) over(now time.Time, cfg SetConfig, f evidence.Firing) bool {
 			return false
 		}
 	}
+	w.begin(now, f)
+	w.escalated = false
+	return true
+}
+
+func (w *watch) begin(now time.Time, f evidence.Firing) {
 	w.state.Phase, w.since, w.suppressed = Firing, now, false
 	w.state.LastFired = now
 	w.state.Fired++
 	w.peak, w.peakUnit = f.Value, f.Unit
-	return true
 }
 
 func (w *watch) grow(f evidence.Firing) {

@@ -200,8 +200,17 @@ var conntrackTests = []struct {
 	},
 	{
 		"full, then it drops", []conntrackStep{{0, boot, nil}, {5, full, nil}, {8, with(func(c *evidence.Conntrack) { c.Count, c.Drop = 960, c.Drop+4 }), nil}}, 60,
-		[]int{5}, [][2]int{{8, 18}},
-		"conntrack table nearly full: 960 of 1000 entries (96.0 %), nothing lost yet",
+		[]int{5, 8}, [][2]int{{8, 18}},
+		"conntrack table nearly full: 960 of 1000 entries (96.0 %); in 10 s drop +4",
+	},
+	{
+		"full, and it drops now and then", []conntrackStep{
+			{0, boot, nil}, {5, full, nil},
+			{8, with(func(c *evidence.Conntrack) { c.Count, c.Drop = 960, c.Drop+4 }), nil},
+			{40, with(func(c *evidence.Conntrack) { c.Count, c.Drop = 960, c.Drop+9 }), nil},
+		}, 60,
+		[]int{5, 8}, [][2]int{{8, 18}, {40, 50}},
+		"conntrack table nearly full: 960 of 1000 entries (96.0 %); in 10 s drop +4",
 	},
 	{
 		"drop", []conntrackStep{{0, boot, nil}, {5, with(func(c *evidence.Conntrack) { c.Drop += 4; c.EarlyDrop++ }), nil}}, 60,
