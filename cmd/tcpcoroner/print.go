@@ -43,14 +43,27 @@ func writeStatus(w io.Writer, s *api.Status) error {
 }
 
 func triggerLine(g *api.TriggerStatus) string {
-	text := fmt.Sprintf("%s, now %.4g of %.4g %s (usual %.3g), fired %d", g.State, g.Value, g.Threshold, g.Unit, g.Baseline, g.Fired)
+	text := g.State
+	if g.Threshold > 0 {
+		text += ": " + levels(g)
+	}
+	text += fmt.Sprintf("; fired %d", g.Fired)
 	if g.Suppressed > 0 {
 		text += fmt.Sprintf(", suppressed %d", g.Suppressed)
 	}
 	if g.Why != "" {
-		text += ": " + g.Why
+		text += "; " + g.Why
 	}
 	return text
+}
+
+// levels prints value and threshold; units are those of UCUM: "1" is a share,
+// "{reset}" counts.
+func levels(g *api.TriggerStatus) string {
+	if g.Unit == "1" {
+		return fmt.Sprintf("%.0f %% of at most %.0f %%", 100*g.Value, 100*g.Threshold)
+	}
+	return fmt.Sprintf("%.4g of %.4g %ss, usual %.3g", g.Value, g.Threshold, strings.Trim(g.Unit, "{}"), g.Baseline)
 }
 
 func incidentsLine(i *api.IncidentsStatus) string {
