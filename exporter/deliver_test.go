@@ -225,6 +225,24 @@ func until(t *testing.T, o *memoryOutbox, what string, ok func() bool) {
 	}
 }
 
+// settled waits for the status, which is counted after the outbox was written.
+func settled(t *testing.T, e *Exporter, ok func(Status) bool) Status {
+	t.Helper()
+	timeout, tick := time.After(5*time.Second), time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		st := e.Status()
+		if ok(st) {
+			return st
+		}
+		select {
+		case <-tick.C:
+		case <-timeout:
+			t.Fatalf("status %+v", st)
+		}
+	}
+}
+
 func empty(o *memoryOutbox) func() bool {
 	return func() bool { n, _ := o.PendingCount(); return n == 0 }
 }
@@ -324,8 +342,8 @@ func TestPartialSuccessIsFinal(t *testing.T) {
 			t.Errorf("%s: %+v %v", s, entry, ok)
 		}
 	}
-	st := e.Status()
-	if b.calls != 2 || st.Rejected != 2 || st.Sent != 0 || !strings.Contains(st.LastError, "too old") {
+	st := settled(t, e, func(st Status) bool { return st.Rejected == 2 })
+	if b.calls != 2 || st.Sent != 0 || !strings.Contains(st.LastError, "too old") {
 		t.Errorf("%d calls, %+v", b.calls, st)
 	}
 }
@@ -375,7 +393,7 @@ func TestTooOld(t *testing.T) {
 	if entry, ok := o.get(SignalTraces, testID); !ok || !entry.Rejected {
 		t.Errorf("the trace is not to be seen any more: %+v", entry)
 	}
-	if st := e.Status(); st.Expired != 1 || st.Sent != 1 {
+	if st := settled(t, e, func(st Status) bool { return st.Sent == 1 }); st.Expired != 1 {
 		t.Errorf("%+v", st)
 	}
 }
