@@ -70,6 +70,8 @@ type Segment struct {
 	TSVal, TSEcr  uint32
 	// MSS is the maximum segment size option of a SYN; 0 where absent.
 	MSS uint16
+	// WindowScale is the shift of the window scale option of a SYN (RFC 7323).
+	WindowScale uint8
 	// OptionBytes is the length of the TCP options.
 	OptionBytes uint8
 	// Payload is the kept payload, of a RST only. It aliases Packet.Header.
@@ -238,6 +240,8 @@ func parseOption(kind uint8, v []byte, s *Segment) {
 	switch {
 	case kind == 2 && len(v) == 2:
 		s.MSS = binary.BigEndian.Uint16(v)
+	case kind == 3 && len(v) == 1:
+		s.WindowScale = min(v[0], 14) // RFC 7323 section 2.3
 	case kind == 8 && len(v) == 8:
 		s.HasTimestamps = true
 		s.TSVal, s.TSEcr = binary.BigEndian.Uint32(v), binary.BigEndian.Uint32(v[4:])

@@ -53,7 +53,7 @@ func TestParseSegment(t *testing.T) {
 			Src: v4(8080, 1), Dst: v4(50000, 2), Seq: 100, Flags: RST, TTL: 64, PayloadBytes: 2, Payload: []byte{0x33, 0xaa},
 		}},
 		{name: "v4 SYN with MSS and broken timestamps", in: ip4Long + tcpSYN12, wire: 52, want: Segment{
-			Src: v4(50000, 1), Dst: v4(8080, 2), Seq: 1, Flags: SYN, Window: 0xfaf0, TTL: 64, IPID: 1, MSS: 1460, OptionBytes: 12,
+			Src: v4(50000, 1), Dst: v4(8080, 2), Seq: 1, Flags: SYN, Window: 0xfaf0, TTL: 64, IPID: 1, MSS: 1460, WindowScale: 7, OptionBytes: 12,
 		}},
 		{name: "v4 BIG TCP takes the wire length", in: "4500 0000 0000 0000 4006 0000 0a000001 0a000002 1f90 c350 00000064 00000000 50 10 0000 0000 0000", wire: 70040, want: Segment{
 			Src: v4(8080, 1), Dst: v4(50000, 2), Seq: 100, Flags: ACK, TTL: 64, PayloadBytes: 70000,

@@ -7,15 +7,15 @@ import (
 	"tcpcoroner/evidence"
 )
 
-// afterFIN: benign. Both sides had nothing more to say: a FIN was seen and no
-// data of the RST's receiver was left unacknowledged.
+// afterFIN: benign. Both sides had nothing more to say: a FIN was seen, no data
+// of the RST's receiver was left unacknowledged, and none seems left unread.
 func afterFIN(c *caseFile, s *story) (evidence.Verdict, bool) {
 	fin := s.sender.fin
 	if fin == nil {
 		fin = s.other.fin
 	}
 	// The FIN itself takes one sequence number and may be unacknowledged.
-	if fin == nil || !s.sender.hasAcked || s.unacked() > 1 {
+	if fin == nil || !s.sender.hasAcked || s.unacked() > 1 || s.unread() {
 		return evidence.Verdict{}, false
 	}
 	text := fmt.Sprintf("%v sent FIN %s before the RST and no data was outstanding", fin.Src, seconds(s.rst.Time.Sub(fin.Time)))

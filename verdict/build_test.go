@@ -28,6 +28,7 @@ type pkt struct {
 	ttl, tos uint8
 	id       uint16
 	label    uint32
+	window   uint16 // 1000 where unset
 }
 
 // header builds the bytes that the recorder would have kept.
@@ -38,6 +39,7 @@ func (p pkt) header() []byte {
 	binary.BigEndian.PutUint32(tcp[4:], p.seq)
 	binary.BigEndian.PutUint32(tcp[8:], p.ack)
 	tcp[12], tcp[13] = 5<<4, byte(p.flags)
+	binary.BigEndian.PutUint16(tcp[14:], max(p.window, 1))
 	if p.src.Addr().Is6() {
 		ip := make([]byte, 40)
 		binary.BigEndian.PutUint32(ip, 6<<28|uint32(p.tos)<<20|p.label)
@@ -62,6 +64,9 @@ func window(packets ...pkt) evidence.Window {
 	for _, p := range packets {
 		if p.ttl == 0 {
 			p.ttl = 64
+		}
+		if p.window == 0 {
+			p.window = 1000
 		}
 		if p.iface == 0 {
 			p.iface = 2

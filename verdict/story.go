@@ -172,6 +172,18 @@ func (s *story) unacked() uint32 {
 	return s.other.next - s.sender.acked
 }
 
+// unread tells whether the sender of the RST, which had not closed itself,
+// probably left data unread: the window that it offered last is less than a
+// quarter of its first, so its receive buffer was filling up (RFC 9293 section
+// 3.8.6). False where the SYN, with its window and scale, was not seen.
+func (s *story) unread() bool {
+	syn, last := s.sender.syn, s.sender.last
+	if s.sender.fin != nil || syn == nil || last == syn || s.other.syn == nil {
+		return false
+	}
+	return 4*(int(last.Window)<<syn.WindowScale) < int(syn.Window)
+}
+
 // passive tells whether the RST has the form of an answer to the trigger:
 // <SEQ=SEG.ACK><CTL=RST> (RFC 9293 section 3.5.2; tcp_v4_send_reset).
 func (s *story) passive() bool {
