@@ -173,15 +173,15 @@ func (s *story) unacked() uint32 {
 }
 
 // unread tells whether the sender of the RST, which had not closed itself,
-// probably left data unread: the window that it offered last is less than a
-// quarter of its first, so its receive buffer was filling up (RFC 9293 section
+// probably left data unread: the window that it offered last is less than
+// half of its first, so its receive buffer was filling up (RFC 9293 section
 // 3.8.6). False where the SYN, with its window and scale, was not seen.
 func (s *story) unread() bool {
 	syn, last := s.sender.syn, s.sender.last
 	if s.sender.fin != nil || syn == nil || last == syn || s.other.syn == nil {
 		return false
 	}
-	return 4*(int(last.Window)<<syn.WindowScale) < int(syn.Window)
+	return 2*(int(last.Window)<<syn.WindowScale) < int(syn.Window)
 }
 
 // passive tells whether the RST has the form of an answer to the trigger:
