@@ -196,11 +196,16 @@ func TestChainResets(t *testing.T) {
 	pause(t, time.Until(killed.Add(40*time.Second)))
 	col.start(t)
 	col.await(t, inc)
-	if list = p.awaitIncidents(t, 1, time.Second); len(list) != 1 {
-		t.Errorf("%d incidents, want exactly one: %+v", len(list), list)
-	}
+	checkOne(t, p)
 	col.checkOnce(t, inc)
 	p.stop(t)
+}
+
+func checkOne(t *testing.T, p *process) {
+	t.Helper()
+	if list := p.awaitIncidents(t, 1, time.Second); len(list) != 1 {
+		t.Errorf("%d incidents, want exactly one: %+v", len(list), list)
+	}
 }
 
 // pause waits while the world goes on; the traffic of the test needs the time.
@@ -331,6 +336,7 @@ func TestChainListen(t *testing.T) {
 	}
 	col.await(t, inc)
 	col.checkOnce(t, inc)
+	checkOne(t, p)
 	col.checkAttributes(t, inc, "tcpcoroner.listen.address", "tcpcoroner.listen.pid", "tcpcoroner.listen.backlog", "tcpcoroner.listen.overflows")
 }
 
@@ -418,6 +424,7 @@ func TestChainConntrack(t *testing.T) {
 	tool(t, "capinfos", file)
 	col.await(t, inc)
 	col.checkOnce(t, inc)
+	checkOne(t, p)
 	col.checkAttributes(t, inc, "tcpcoroner.conntrack.count", "tcpcoroner.conntrack.max", "tcpcoroner.conntrack.top_talkers")
 }
 
