@@ -18,19 +18,19 @@ func afterFIN(c *caseFile, s *story) (evidence.Verdict, bool) {
 	if fin == nil || !s.sender.hasAcked || s.unacked() > 1 || s.unread() {
 		return evidence.Verdict{}, false
 	}
+	origin, who := evidence.OriginPeerHost, s.who()
+	switch {
+	case s.passive(): // no socket, so no process either
+		origin, who = s.byKernel(), s.whoKernel()
+	case s.local():
+		origin = evidence.OriginLocalHost
+	}
 	text := fmt.Sprintf("%v sent FIN %s before the RST and no data was outstanding", fin.Src, seconds(s.rst.Time.Sub(fin.Time)))
 	return must(evidence.Claim{
-		Origin: c.afterFINOrigin(s), Mechanism: evidence.MechanismAfterFIN, Layer: evidence.LayerTransport,
+		Origin: origin, Mechanism: evidence.MechanismAfterFIN, Layer: evidence.LayerTransport,
 		Confidence: evidence.Likely, Benign: true,
-		Sentence: fmt.Sprintf("harmless: %s sent RST after the connection was closed with FIN", s.who()),
+		Sentence: fmt.Sprintf("harmless: %s sent RST after the connection was closed with FIN", who),
 	}, s.sawRST(), packetFact(srcRFCReset, text, fin, s.rst))
-}
-
-func (c *caseFile) afterFINOrigin(s *story) evidence.Origin {
-	if s.local() {
-		return evidence.OriginLocalHost
-	}
-	return evidence.OriginPeerHost
 }
 
 // activeAbort: RFC 9293's ABORT. The RST continues its sender's own sequence
