@@ -204,7 +204,7 @@ func (c *caseFile) describe(t *track, s *story) evidence.Flow {
 
 // localEnd is the zero value for a forwarded flow or an unknown direction.
 func (c *caseFile) localEnd(s *story) netip.AddrPort {
-	if _, relayed := c.relay(s); relayed {
+	if _, relayed := c.relay(s); relayed || s.transit() && s.direction() == evidence.Received {
 		return netip.AddrPort{}
 	}
 	switch s.direction() {

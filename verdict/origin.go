@@ -28,7 +28,7 @@ func unknownDirection(_ *caseFile, s *story) (evidence.Verdict, bool) {
 func forwarded(c *caseFile, s *story) (evidence.Verdict, bool) {
 	from, relayed := c.relay(s)
 	if !relayed && !(s.rst.has(evidence.Sent) && s.rst.has(evidence.Received)) {
-		return evidence.Verdict{}, false
+		return passing(s)
 	}
 	text := fmt.Sprintf("the RST from %v was received and sent on: this host only routed it", s.rst.Src)
 	if relayed && (from.src != s.rst.Src || from.dst != s.rst.Dst) {
@@ -40,6 +40,19 @@ func forwarded(c *caseFile, s *story) (evidence.Verdict, bool) {
 		Confidence: evidence.Likely, Sentence: text,
 		Settle: fmt.Sprintf("a recorder on the host of %v", s.rst.Src),
 	}, s.sawRST(), packetFact("net/ipv4/ip_forward.c", text, s.rst))
+}
+
+// passing: a RST that came in for a flow which this host routes, and was not seen
+// leaving: dropped here, or after the window's end. Its receiver is elsewhere.
+func passing(s *story) (evidence.Verdict, bool) {
+	if s.direction() != evidence.Received || !s.transit() {
+		return evidence.Verdict{}, false
+	}
+	return must(evidence.Claim{
+		Origin: evidence.OriginForwarded, Mechanism: evidence.MechanismUnknown, Layer: evidence.LayerNetwork,
+		Confidence: evidence.Possible, Settle: settleFirewall,
+		Sentence: fmt.Sprintf("a RST from %v came in for %v, whose flow this host routes; it was not seen leaving", s.rst.Src, s.rst.Dst),
+	}, s.sawRST(), packetFact("net/ipv4/ip_forward.c", "other segments of the flow came in and left again", s.rst))
 }
 
 // inconsistentSender: a received RST whose TTL no other packet of that address

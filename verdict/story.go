@@ -55,9 +55,10 @@ type story struct {
 	trigger *seen
 }
 
-// sameSegmentWithin is how long a packet may take through this host's own
-// interfaces to still be one segment rather than a retransmission.
-const sameSegmentWithin = 5 * time.Millisecond
+// sameSegmentWithin is how long a packet may take through this host, which may
+// be busy, to still be one segment. TCP retransmits later (the least RTO of
+// Linux is 200 ms) and with another IP ID or time stamp.
+const sameSegmentWithin = 50 * time.Millisecond
 
 func (c *caseFile) tell(t *track) *story {
 	s := &story{}
@@ -202,6 +203,17 @@ func (s *story) direction() evidence.Direction {
 		return evidence.Received
 	}
 	return s.rst.sightings[0].direction
+}
+
+// transit tells whether this host is on the way and not an end: some segment of
+// the flow came in and left again.
+func (s *story) transit() bool {
+	for _, n := range s.segments {
+		if n.has(evidence.Received) && n.has(evidence.Sent) {
+			return true
+		}
+	}
+	return false
 }
 
 // local tells whether this host sent the RST.
