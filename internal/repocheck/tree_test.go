@@ -105,13 +105,13 @@ func TestNoMachinePaths(t *testing.T) {
 
 func TestMachinePathPattern(t *testing.T) {
 	for line, want := range map[string]bool{
-		`path := "` + "/" + `home/jane/src"`:     true,
-		"see " + "/" + "Users/jane":              true,
-		"/" + "work/main":                        true,
-		"GOPATH=" + "/" + "root/go":              true,
-		"ProtectHome hides /home and /root":      false,
-		`mkdir "$dir/work/x"`:                    false,
-		"https://example.org/how/we/work/better": false,
+		`path := "` + "/" + `home/jane/src"`:               true,
+		"see " + "/" + "Users/jane":                        true,
+		"/" + "work/main":                                  true,
+		"GOPATH=" + "/" + "root/go":                        true,
+		"ProtectHome hides /home and /root":                false,
+		`mkdir "$dir` + "/" + `work/x"`:                    false,
+		"https://example.org/how/we" + "/" + "work/better": false,
 	} {
 		if got := machinePath.MatchString(line); got != want {
 			t.Errorf("machinePath.MatchString(%q) = %v, want %v", line, got, want)
