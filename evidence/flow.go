@@ -27,16 +27,19 @@ type Flow struct {
 	Server        netip.AddrPort `json:"server"`
 	InitiatorSeen bool           `json:"initiator_seen"`
 	// Local is this host's end; the zero value if the flow is forwarded.
-	Local   netip.AddrPort `json:"local,omitzero"`
-	First   time.Time      `json:"first"`
-	Last    time.Time      `json:"last"`
-	Packets int            `json:"packets"`
+	Local netip.AddrPort `json:"local,omitzero"`
+	// Namespace is where the flow's story is told from, as in Packet.
+	Namespace uint16    `json:"namespace,omitempty"`
+	First     time.Time `json:"first"`
+	Last      time.Time `json:"last"`
+	// Packets counts further sightings of a packet once.
+	Packets int `json:"packets"`
 	// Bytes of payload from client to server and back, retransmissions included.
 	ClientBytes uint64 `json:"client_bytes"`
 	ServerBytes uint64 `json:"server_bytes"`
 	// Reset is the first RST; nil if the flow was implicated without one.
 	Reset *Reset `json:"reset,omitempty"`
-	// Resets counts all RST segments of the flow.
+	// Resets counts all RST segments of the flow, each once.
 	Resets int `json:"resets"`
 	// Timeline holds the steps that tell the story, at most MaxSteps.
 	Timeline []Step `json:"timeline,omitempty"`
@@ -71,10 +74,11 @@ type Reset struct {
 	// From is the address that the RST claims to come from.
 	From      netip.AddrPort `json:"from"`
 	Direction Direction      `json:"direction"`
-	Interface string         `json:"interface"`
-	Flags     string         `json:"flags"`
-	TTL       uint8          `json:"ttl"`
-	Payload   []byte         `json:"payload,omitempty"`
+	// Interface carries the namespace if it is not the recorder's own: "eth0@blue".
+	Interface string `json:"interface"`
+	Flags     string `json:"flags"`
+	TTL       uint8  `json:"ttl"`
+	Payload   []byte `json:"payload,omitempty"`
 }
 
 // Step is one packet of a flow's story.

@@ -55,7 +55,7 @@ type Incident struct {
 	// Flows are the implicated ones, exemplars first, at most MaxFlows.
 	Flows []Flow `json:"flows"`
 	// FlowsTotal counts all flows of the window, FlowsImplicated those that would
-	// be in Flows without its bound.
+	// be in Flows without its bound. They are lower bounds if Window.FlowsAtLeast.
 	FlowsTotal      int     `json:"flows_total"`
 	FlowsImplicated int     `json:"flows_implicated"`
 	Verdict         Verdict `json:"verdict"`

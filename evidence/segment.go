@@ -3,7 +3,6 @@ package evidence
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"net/netip"
 	"strings"
 	"time"
@@ -74,6 +73,11 @@ type Segment struct {
 	WindowScale uint8
 	// OptionBytes is the length of the TCP options.
 	OptionBytes uint8
+	// Tunnel is what the segment was carried in, the outermost if there are many,
+	// and OuterSrc and OuterDst are the addresses of the packet's first IP header;
+	// the zero values if there is no tunnel.
+	Tunnel             Tunnel
+	OuterSrc, OuterDst netip.Addr
 	// Payload is the kept payload, of a RST only. It aliases Packet.Header.
 	Payload []byte
 }
@@ -99,103 +103,38 @@ var (
 	ErrTruncated = errors.New("header is truncated")
 )
 
-// ParseSegment decodes a packet's headers into s. Tunnels and fragments other
-// than the first are ErrNotTCP. It does not allocate on the good path.
+// ParseSegment decodes a packet's headers into s: the segment that is innermost if
+// there is a tunnel. Fragments other than the first are ErrNotTCP. It does not
+// allocate on the good path.
 func ParseSegment(p *Packet, s *Segment) error {
 	*s = Segment{Time: p.Time()}
-	l4, total, err := parseIP(p.Header, int(p.WireBytes), s)
+	l, err := InnermostIP(p.Header, int(p.WireBytes))
 	if err != nil {
 		return err
 	}
-	return parseTCP(l4, total, s)
+	if l.Fragment || l.Proto != protoTCP {
+		return ErrNotTCP
+	}
+	parseNetwork(p.Header, &l, s)
+	return parseTCP(p.Header[l.Next:], l.End-l.Next, s)
 }
 
-const protoTCP = 6
-
-// parseIP fills the network fields; it returns the bytes from the TCP header on
-// and the length that they had on the wire.
-func parseIP(b []byte, wire int, s *Segment) ([]byte, int, error) {
-	if len(b) == 0 {
-		return nil, 0, ErrTruncated
+// parseNetwork reads the fields of the network header.
+func parseNetwork(b []byte, l *IPHeader, s *Segment) {
+	src, dst := l.addresses(b)
+	s.Src, s.Dst = netip.AddrPortFrom(src, 0), netip.AddrPortFrom(dst, 0)
+	if s.Tunnel = l.Tunnel; l.Tunnel != NoTunnel {
+		outer := IPHeader{Version: b[0] >> 4}
+		s.OuterSrc, s.OuterDst = outer.addresses(b)
 	}
-	switch b[0] >> 4 {
-	case 4:
-		return parseIPv4(b, wire, s)
-	case 6:
-		return parseIPv6(b, wire, s)
+	h := b[l.Start:]
+	if l.Version == 4 {
+		s.TOS, s.TTL, s.IPID = h[1], h[8], binary.BigEndian.Uint16(h[4:])
+		s.DontFragment = h[6]&0x40 != 0
+		return
 	}
-	return nil, 0, fmt.Errorf("IP version %d: %w", b[0]>>4, ErrNotTCP)
-}
-
-func parseIPv4(b []byte, wire int, s *Segment) ([]byte, int, error) {
-	head := int(b[0]&15) * 4
-	if head < 20 || len(b) < head {
-		return nil, 0, ErrTruncated
-	}
-	if b[9] != protoTCP || binary.BigEndian.Uint16(b[6:])&0x1fff != 0 {
-		return nil, 0, ErrNotTCP
-	}
-	s.TOS, s.TTL, s.IPID = b[1], b[8], binary.BigEndian.Uint16(b[4:])
-	s.DontFragment = b[6]&0x40 != 0
-	s.Src = netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[12:16])), 0)
-	s.Dst = netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[16:20])), 0)
-	// BIG TCP writes 0: then the length on the wire is the truth. Otherwise the
-	// IP length is, for short frames are padded.
-	total := int(binary.BigEndian.Uint16(b[2:]))
-	if total == 0 {
-		total = wire
-	}
-	return b[head:], total - head, nil
-}
-
-func parseIPv6(b []byte, wire int, s *Segment) ([]byte, int, error) {
-	const head = 40
-	if len(b) < head {
-		return nil, 0, ErrTruncated
-	}
-	s.TOS, s.TTL = b[0]<<4|b[1]>>4, b[7]
-	s.FlowLabel = binary.BigEndian.Uint32(b) & 0xfffff
-	s.Src = netip.AddrPortFrom(netip.AddrFrom16([16]byte(b[8:24])), 0)
-	s.Dst = netip.AddrPortFrom(netip.AddrFrom16([16]byte(b[24:40])), 0)
-	total := int(binary.BigEndian.Uint16(b[4:]))
-	if total == 0 {
-		total = wire - head
-	}
-	rest, skipped, err := skipIPv6Extensions(b[6], b[head:])
-	return rest, total - skipped, err
-}
-
-// skipIPv6Extensions walks to the TCP header (RFC 8200 section 4).
-func skipIPv6Extensions(next uint8, b []byte) (rest []byte, skipped int, err error) {
-	for next != protoTCP {
-		n, err := extensionLength(next, b)
-		if err != nil {
-			return nil, 0, err
-		}
-		if len(b) < n {
-			return nil, 0, ErrTruncated
-		}
-		next, b, skipped = b[0], b[n:], skipped+n
-	}
-	return b, skipped, nil
-}
-
-func extensionLength(next uint8, b []byte) (int, error) {
-	if len(b) < 8 {
-		return 0, ErrTruncated
-	}
-	switch next {
-	case 0, 43, 60: // hop-by-hop, routing, destination options
-		return 8 + int(b[1])*8, nil
-	case 44: // fragment: only the first holds the TCP header
-		if binary.BigEndian.Uint16(b[2:])&0xfff8 != 0 {
-			return 0, ErrNotTCP
-		}
-		return 8, nil
-	case 51: // authentication header (RFC 4302) counts in 4-byte units
-		return 8 + int(b[1])*4, nil
-	}
-	return 0, ErrNotTCP
+	s.TOS, s.TTL = h[0]<<4|h[1]>>4, h[7]
+	s.FlowLabel = binary.BigEndian.Uint32(h) & 0xfffff
 }
 
 func parseTCP(b []byte, wire int, s *Segment) error {

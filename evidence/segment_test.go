@@ -3,6 +3,7 @@ package evidence
 import (
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -64,6 +65,10 @@ func TestParseSegment(t *testing.T) {
 		{name: "v6 hop-by-hop", in: ip6HBH + tcpRST, wire: 68, want: Segment{
 			Src: v6(8080, "1"), Dst: v6(50000, "2"), Seq: 100, Flags: RST, TTL: 64,
 		}},
+		{name: "v6 first fragment", in: "6000 0000 001c 2c 40 fe800000000000000000000000000001 fe800000000000000000000000000002 06 00 0001 00000009" + tcpRST, wire: 68, want: Segment{
+			Src: v6(8080, "1"), Dst: v6(50000, "2"), Seq: 100, Flags: RST, TTL: 64,
+		}},
+		{name: "v6 later fragment", in: "6000 0000 001c 2c 40 fe800000000000000000000000000001 fe800000000000000000000000000002 06 00 0009 00000009" + tcpRST, err: ErrNotTCP},
 		{name: "empty", err: ErrTruncated},
 		{name: "UDP", in: "4500 001c 0000 0000 4011 0000 0a000001 0a000002", err: ErrNotTCP},
 		{name: "later fragment", in: "4500 0028 0000 0010 4006 0000 0a000001 0a000002" + tcpRST, err: ErrNotTCP},
@@ -85,7 +90,7 @@ func TestParseSegment(t *testing.T) {
 				return
 			}
 			tt.want.Time = time.Unix(0, 7)
-			opts := cmp.Options{cmpopts.EquateComparable(netip.AddrPort{}), cmpopts.EquateEmpty()}
+			opts := cmp.Options{cmpopts.EquateComparable(netip.AddrPort{}, netip.Addr{}), cmpopts.EquateEmpty()}
 			if diff := cmp.Diff(tt.want, got, opts); diff != "" {
 				t.Errorf("segment (-want +got):\n%s", diff)
 			}
@@ -93,16 +98,85 @@ func TestParseSegment(t *testing.T) {
 	}
 }
 
+// The headers of tunnels from 192.0.2.1 to 192.0.2.2, or 2001:db8::1 to ::2; the
+// inner packet follows.
+const (
+	outer4   = "4500 0200 0000 0000 40 %s 0000 c0000201 c0000202"
+	outer6   = "6000 0000 0200 %s 40 20010db8000000000000000000000001 20010db8000000000000000000000002"
+	inFrame  = "020000000001 020000000002 0800"
+	inTagged = "020000000001 020000000002 88a8 0007 8100 0008 86dd"
+	vxlanUDP = "c000 12b5 0100 0000 08000000 00002a00"
+)
+
+func TestParseSegmentInTunnels(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		in   string
+		want Tunnel
+		err  error
+	}{
+		{"ipip", fmt.Sprintf(outer4, "04") + ip4, TunnelIPv4, nil},
+		{"6in4", fmt.Sprintf(outer4, "29") + ip6, TunnelIPv6, nil},
+		{"4in6", fmt.Sprintf(outer6, "04") + ip4, TunnelIPv4, nil},
+		{"6in6", fmt.Sprintf(outer6, "29") + ip6, TunnelIPv6, nil},
+		{"6in6, encapsulation limit", fmt.Sprintf(outer6, "3c") + "29 00 04 01 04 01 01 00" + ip6, TunnelIPv6, nil},
+		{"gre", fmt.Sprintf(outer4, "2f") + "0000 0800" + ip4, TunnelGRE, nil},
+		{"gre, v6", fmt.Sprintf(outer6, "2f") + "0000 86dd" + ip6, TunnelGRE, nil},
+		{"gre, checksum", fmt.Sprintf(outer4, "2f") + "8000 0800 11112222" + ip4, TunnelGRE, nil},
+		{"gre, key and sequence", fmt.Sprintf(outer4, "2f") + "3000 0800 11112222 33334444" + ip4, TunnelGRE, nil},
+		{"gre, all", fmt.Sprintf(outer4, "2f") + "b000 0800 11112222 33334444 55556666" + ip4, TunnelGRE, nil},
+		{"gre, ethernet", fmt.Sprintf(outer4, "2f") + "0000 6558" + inFrame + ip4, TunnelGRE, nil},
+		{"gre, ethernet, qinq", fmt.Sprintf(outer4, "2f") + "2000 6558 00000001" + inTagged + ip6, TunnelGRE, nil},
+		{"vxlan cut short", fmt.Sprintf(outer4, "11") + vxlanUDP + "0000", NoTunnel, ErrNotTCP},
+		{"vxlan", fmt.Sprintf(outer4, "11") + vxlanUDP + inFrame + ip4, TunnelVXLAN, nil},
+		{"geneve", fmt.Sprintf(outer4, "11") + "c000 17c1 0100 0000 0200 6558 00002a00 0102030405060708" + inFrame + ip4, TunnelGeneve, nil},
+		{"geneve, v6", fmt.Sprintf(outer6, "11") + "c000 17c1 0100 0000 0000 86dd 00002a00" + ip6, TunnelGeneve, nil},
+		{"ipip in gre", fmt.Sprintf(outer4, "2f") + "0000 0800" + fmt.Sprintf(outer4, "04") + ip4, TunnelGRE, nil},
+		{"too deep", strings.Repeat(fmt.Sprintf(outer4, "04"), maxTunnels+1) + ip4, NoTunnel, ErrNotTCP},
+		{"gre, source route", fmt.Sprintf(outer4, "2f") + "4000 0800" + ip4, NoTunnel, ErrNotTCP},
+		{"gre, pptp", fmt.Sprintf(outer4, "2f") + "0001 0800" + ip4, NoTunnel, ErrNotTCP},
+		{"gre, arp", fmt.Sprintf(outer4, "2f") + "0000 0806" + ip4, NoTunnel, ErrNotTCP},
+		{"gre cut short", fmt.Sprintf(outer4, "2f") + "00", NoTunnel, ErrNotTCP},
+		{"ethernet cut short", fmt.Sprintf(outer4, "2f") + "0000 6558 020000", NoTunnel, ErrNotTCP},
+		{"ipip cut short", fmt.Sprintf(outer4, "04"), NoTunnel, ErrTruncated},
+		{"other port", fmt.Sprintf(outer4, "11") + "c000 0035 0100 0000 08000000 00002a00" + inFrame + ip4, NoTunnel, ErrNotTCP},
+		{"later fragment", "4500 0200 0000 0009 4004 0000 c0000201 c0000202" + ip4, NoTunnel, ErrNotTCP},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := Packet{Header: unhex(t, tt.in+tcpRST), WireBytes: 600}
+			if tt.err != nil {
+				p.Header = unhex(t, tt.in)
+			}
+			var s Segment
+			if err := ParseSegment(&p, &s); !errors.Is(err, tt.err) || s.Tunnel != tt.want {
+				t.Fatalf("tunnel %v, error %v; want %v, %v", s.Tunnel, err, tt.want, tt.err)
+			} else if err != nil {
+				return
+			}
+			outer := s.OuterSrc.String() == "192.0.2.1" && s.OuterDst.String() == "192.0.2.2" ||
+				s.OuterSrc.String() == "2001:db8::1" && s.OuterDst.String() == "2001:db8::2"
+			inner := s.Src.String() == "10.0.0.1:8080" && s.TTL == 63 || s.Src.String() == "[fe80::1]:8080" && s.TTL == 64
+			if !outer || !inner || s.Seq != 100 || s.Flags != RST || s.PayloadBytes != 0 {
+				t.Errorf("segment %+v", s)
+			}
+		})
+	}
+}
+
 func TestParseSegmentAllocatesNothing(t *testing.T) {
-	p := Packet{Header: unhex(t, ip4+tcpRST), WireBytes: 40}
-	var s Segment
-	if n := testing.AllocsPerRun(100, func() { _ = ParseSegment(&p, &s) }); n != 0 {
-		t.Errorf("%v allocations, want 0", n)
+	for _, in := range []string{ip4, ip6HBH, fmt.Sprintf(outer4, "2f") + "0000 6558" + inFrame + ip4} {
+		p := Packet{Header: unhex(t, in+tcpRST), WireBytes: 40}
+		var s Segment
+		if n := testing.AllocsPerRun(100, func() { _ = ParseSegment(&p, &s) }); n != 0 {
+			t.Errorf("%v allocations, want 0", n)
+		}
 	}
 }
 
 func FuzzParseSegment(f *testing.F) {
-	for _, seed := range []string{ip4 + tcpRST, ip4Long + tcpSYN, ip6 + tcpRST, ip6HBH + tcpRST, ""} {
+	for _, seed := range []string{ip4 + tcpRST, ip4Long + tcpSYN, ip6 + tcpRST, ip6HBH + tcpRST, "",
+		fmt.Sprintf(outer4, "2f") + "b000 6558 11112222 33334444 55556666" + inTagged + ip6 + tcpRST,
+		fmt.Sprintf(outer6, "04") + fmt.Sprintf(outer4, "11") + vxlanUDP + inFrame + ip4 + tcpRST} {
 		f.Add(unhex(f, seed), uint32(60))
 	}
 	f.Fuzz(func(t *testing.T, b []byte, wire uint32) {

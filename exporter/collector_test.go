@@ -42,6 +42,7 @@ service:
   pipelines:
     traces: {receivers: [otlp], exporters: [file]}
     logs: {receivers: [otlp], exporters: [file]}
+    metrics: {receivers: [otlp], exporters: [file]}
 `
 
 // collector is a running OpenTelemetry Collector that writes what it receives.
@@ -75,7 +76,7 @@ func startCollector(t *testing.T, binary, protocol, address string) *collector {
 }
 
 // stop ends the collector, which flushes, and reads what it wrote.
-func (c *collector) stop(t *testing.T) (spans, records []map[string]any) {
+func (c *collector) stop(t *testing.T) (spans, records, metrics []map[string]any) {
 	t.Helper()
 	if err := c.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
@@ -97,11 +98,12 @@ func (c *collector) stop(t *testing.T) (spans, records []map[string]any) {
 		}
 		spans = append(spans, collect(line, "resourceSpans", "scopeSpans", "spans")...)
 		records = append(records, collect(line, "resourceLogs", "scopeLogs", "logRecords")...)
+		metrics = append(metrics, collect(line, "resourceMetrics", "scopeMetrics", "metrics")...)
 	}
 	if err := lines.Err(); err != nil {
 		t.Fatal(err)
 	}
-	return spans, records
+	return spans, records, metrics
 }
 
 // collect follows names through nested JSON lists to the objects at their end.
@@ -158,13 +160,17 @@ func TestCollector(t *testing.T) {
 			o := newOutbox(SignalTraces, SignalLogs)
 			cfg := testConfig(o)
 			cfg.FirstRetry, cfg.MaxRetry = 100*time.Millisecond, time.Second
+			t.Setenv("OTEL_METRIC_EXPORT_INTERVAL", "200")
+			cfg.Metrics = testMetrics()
 			e := start(t, cfg)
 			until(t, o, "a failure of each signal", func() bool { return e.Status().Failed >= 2 })
 			c := startCollector(t, binary, tt.receiver, address)
 			until(t, o, "both signals sent", empty(o))
-			spans, records := c.stop(t)
+			settled(t, e, func(st Status) bool { return st.MetricsSent > 0 })
+			spans, records, metrics := c.stop(t)
 			checkSpans(t, spans)
 			checkRecords(t, records)
+			checkMetrics(t, metrics)
 		})
 	}
 }
@@ -215,6 +221,20 @@ func checkRecords(t *testing.T, records []map[string]any) {
 	slices.Sort(names)
 	if want := []string{"tcp.connection.refused", "tcp.connection.reset", "tcpcoroner.incident"}; !slices.Equal(names, want) {
 		t.Errorf("records %v, want %v", names, want)
+	}
+}
+
+func checkMetrics(t *testing.T, metrics []map[string]any) {
+	t.Helper()
+	var names []string
+	for _, m := range metrics {
+		names = append(names, fmt.Sprint(m["name"]))
+		wantKeys(t, m["resource"].(map[string]any), "service.name", "host.id")
+	}
+	slices.Sort(names)
+	want := []string{"tcpcoroner.recorder.packets", "tcpcoroner.recorder.window.duration", "tcpcoroner.tcp.resets"}
+	if names = slices.Compact(names); !slices.Equal(names, want) {
+		t.Errorf("metrics %v, want %v", names, want)
 	}
 }
 

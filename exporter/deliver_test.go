@@ -12,6 +12,7 @@ import (
 	"time"
 
 	collogspb "go.opentelemetry.io/proto/otlp/collector/logs/v1"
+	colmetricspb "go.opentelemetry.io/proto/otlp/collector/metrics/v1"
 	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -102,6 +103,9 @@ type backend struct {
 	// answer is asked with the number of the call, from 1, of both signals.
 	answer func(ctx context.Context, call int) (rejected int64, err error)
 	calls  int
+	// metrics gets the metrics, if it is not nil; refuse is the answer to them.
+	metrics chan *colmetricspb.ExportMetricsServiceRequest
+	refuse  error
 }
 
 func (b *backend) called(ctx context.Context) (int64, error) {
@@ -157,6 +161,7 @@ func (b *backend) serve(t *testing.T, address string) string {
 	s := grpc.NewServer()
 	coltracepb.RegisterTraceServiceServer(s, b)
 	collogspb.RegisterLogsServiceServer(s, logsBackend{backend: b})
+	colmetricspb.RegisterMetricsServiceServer(s, metricsBackend{backend: b})
 	done := make(chan struct{})
 	go func() { defer close(done); _ = s.Serve(l) }()
 	t.Cleanup(func() { s.Stop(); <-done })

@@ -1,6 +1,7 @@
 // Package exporter tells the tracing backend of incidents, over OpenTelemetry
 // only: one trace and a log record an incident, and a log record for each reset
-// flow. It must not judge, nor change what is stored.
+// flow. It also sends the daemon's own numbers as metrics. It must not judge,
+// nor change what is stored.
 //
 // The OpenTelemetry SDK is the encoder, the outbox is the queue. The SDK's own
 // batch processors discard what they cannot deliver within seconds; here spans
@@ -13,9 +14,17 @@
 //
 // The standard OTEL_* environment variables (OpenTelemetry specification,
 // "OTLP Exporter Configuration"), with two differences. With neither an
-// endpoint nor OTEL_TRACES_EXPORTER or OTEL_LOGS_EXPORTER set nothing is sent,
-// instead of dialling localhost. And OTEL_TRACES_SAMPLER is not heeded: an
-// incident is never sampled away.
+// endpoint nor the signal's OTEL_..._EXPORTER set nothing is sent, instead of
+// dialling localhost. And OTEL_TRACES_SAMPLER is not heeded: an incident is never
+// sampled away.
+//
+// # Metrics
+//
+// What Config.Metrics returns is sent every OTEL_METRIC_EXPORT_INTERVAL by the
+// SDK's periodic reader, if the environment configures the signal as it does the
+// others. Metrics need no outbox: a counter survives a gap. A failure is counted
+// in Status and costs nothing but that export. OTEL_METRICS_EXPORTER=none turns
+// them off, console and prometheus are served by the SDK.
 //
 // # Late incidents
 //

@@ -32,6 +32,10 @@ type Config struct {
 	// Load reads an incident. evidence.ErrNoIncident says that it was deleted: its
 	// delivery is dropped.
 	Load func(id string) (*evidence.Incident, error)
+	// Metrics returns what the daemon has to count, once per export, from any
+	// goroutine; nil if it has nothing. Every name has to be there when Run begins:
+	// a name that appears later is not sent.
+	Metrics func() []Metric
 	// MaxAge is how late a trace may be, 55 minutes if 0.
 	MaxAge time.Duration
 	// FirstRetry and MaxRetry bound the time between attempts, doubling from the
@@ -60,6 +64,11 @@ type Status struct {
 	Failed, Rejected, Expired, Dropped uint64
 	LastError                          string
 	LastErrorTime, LastSent            time.Time
+	// MetricsEndpoint says where metrics go, empty if nowhere. MetricsSent and
+	// MetricsFailed count exports of all of them; one that failed is not repeated,
+	// the next one has the newer numbers. Only exports over OTLP are counted.
+	MetricsEndpoint            string
+	MetricsSent, MetricsFailed uint64
 }
 
 // Exporter delivers what the outbox holds.
@@ -68,6 +77,9 @@ type Exporter struct {
 	encoder *encoder
 	signals []string
 	clients map[string]client // of Run's goroutine
+	// metricsOn says that metrics are sent; metrics has no Exporter if not over OTLP.
+	metricsOn bool
+	metrics   metricExporter
 	// failures and gate are, per signal, how often it failed in a row and the
 	// time before which it is not tried again: a backend that is down is asked
 	// once, not once an incident.
@@ -103,6 +115,12 @@ func New(ctx context.Context, cfg Config) (*Exporter, error) {
 	}
 	e.status = Status{Configured: len(e.signals) > 0, Signals: e.signals, Endpoint: strings.Join(where, ", ")}
 	var err error
+	if cfg.Metrics != nil && configured(os.Getenv, signalMetrics) {
+		if err = e.dialMetrics(ctx); err != nil {
+			return nil, errors.Join(err, e.close())
+		}
+		e.metricsOn, e.status.MetricsEndpoint = true, endpoint(os.Getenv, signalMetrics)
+	}
 	if e.encoder, err = newEncoder(ctx, cfg.Version, cfg.Host); err != nil {
 		return nil, errors.Join(err, e.close())
 	}
@@ -152,10 +170,22 @@ func (e *Exporter) Status() Status {
 // Run delivers until ctx ends. A delivery that it cuts short stays in the
 // outbox for the next start.
 func (e *Exporter) Run(ctx context.Context) error {
+	if e.metricsOn {
+		stop, err := e.startMetrics(ctx)
+		if err != nil {
+			e.note(metricsFailed, err) // this costs only the metrics
+		} else {
+			defer e.stopMetrics(stop)
+		}
+	}
 	if len(e.signals) == 0 {
 		<-ctx.Done()
 		return nil
 	}
+	return e.run(ctx)
+}
+
+func (e *Exporter) run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		wait := e.deliverDue(ctx)
 		timer := time.NewTimer(wait)

@@ -1,136 +1,179 @@
 package recorder
 
 import (
+	"errors"
 	"slices"
+	"sync/atomic"
 	"time"
-
-	"tcpcoroner/evidence"
 )
 
-// buffer holds the chunks. It belongs to the writer: no other goroutine touches
+// chunk is a sealed piece of the history.
+type chunk struct {
+	head   head
+	serial uint64
+	pages  []uint32
+	size   int
+	sealed int64 // monotonic nanoseconds
+	memory *pages
+
+	// pins counts the freezes that want the chunk: it is the last to go. Only the
+	// writer adds one; anybody may take one away.
+	pins atomic.Int32
+	// readers counts those that copy it at this moment; revoked tells that its
+	// memory was needed. Its pages are used again when no reader is left.
+	readers atomic.Int32
+	revoked atomic.Bool
+}
+
+// errRevoked tells that a frozen chunk's memory was needed for newer packets.
+var errRevoked = errors.New("the oldest frozen packets made room for newer ones: too many freezes at once for recorder.memory")
+
+// copy appends the chunk's bytes to b.
+func (c *chunk) copy(b []byte) ([]byte, error) {
+	c.readers.Add(1)
+	defer c.readers.Add(-1)
+	if c.revoked.Load() {
+		return b, errRevoked
+	}
+	for i, page := range c.pages {
+		b = append(b, c.memory.page(page)[:min(pageBytes, c.size-i*pageBytes)]...)
+	}
+	return b, nil
+}
+
+// buffer is the history. It belongs to the writer: no other goroutine touches
 // it, so it needs no lock.
 type buffer struct {
-	clock func() Clock
-	age   time.Duration
-	// limit is the number of chunks that may exist, history the number of sealed
-	// ones that may be held. The difference is the room to go on recording while
-	// a freeze pins the whole history.
-	limit, history int
+	clock   func() Clock
+	age     time.Duration
+	memory  *pages
+	encoder *encoder
+	opened  int64 // when the open chunk began, monotonic nanoseconds
+	scratch []byte
 
-	open   *chunk
-	sealed []*chunk // oldest first
-	pinned []*chunk // evicted, but a freeze still reads them
-	free   []*chunk
-	made   int
+	sealed  []*chunk // oldest first
+	leaving []*chunk // revoked, but a reader still copies them
+	serial  uint64
+	packed  int // bytes of all sealed chunks
 
 	// evicted is how many packets went with their chunks, evictedTo the time of
-	// the latest of them.
+	// the latest of them; revoked counts the chunks that a freeze wanted.
 	evicted   uint64
 	evictedTo int64
+	revoked   uint64
 }
 
-const (
-	minChunks = 4
-	// reserve is the part of the budget that history may not take.
-	reserve = 8
-	// agePieces is the number of chunks that Config.Age is cut into, so that old
-	// packets of a quiet host leave in time.
-	agePieces = 8
-)
+// agePieces is the number of chunks that Config.Age is cut into, so that old
+// packets of a quiet host leave in time.
+const agePieces = 8
 
-func newBuffer(memory int, age time.Duration, clock func() Clock) *buffer {
-	b := &buffer{clock: clock, age: age, limit: max(memory/ChunkBytes, minChunks)}
-	b.history = b.limit - max(2, b.limit/reserve)
-	for _, list := range []*[]*chunk{&b.sealed, &b.pinned, &b.free} {
-		*list = make([]*chunk, 0, b.limit)
+// append stores a packet of which b is what may be kept.
+func (b *buffer) append(m *Meta, header []byte, reset, compress bool) (again bool) {
+	if !b.encoder.room() {
+		b.seal(compress)
 	}
-	return b
+	again = b.encoder.add(m, header)
+	b.encoder.head.count(m.Nanos, reset, again)
+	return again
 }
 
-// append stores a record; false if freezes pin all memory there is.
-func (b *buffer) append(m *Meta, header []byte, reset bool) bool {
-	if b.open != nil {
-		if b.open.append(m, header, reset) {
-			return true
-		}
-		b.seal()
+// seal closes the open chunk for ever and evicts what it needs the room of.
+func (b *buffer) seal(compress bool) {
+	e := b.encoder
+	now := b.clock()
+	b.opened = now.Monotonic
+	if e.head.packets == 0 {
+		return
 	}
-	if !b.begin() {
-		return false
+	if n := e.sealedSize(); cap(b.scratch) < n {
+		b.scratch = make([]byte, n)
 	}
-	return b.open.append(m, header, reset)
-}
-
-// seal closes the open chunk for ever and evicts what exceeds the history.
-func (b *buffer) seal() {
-	c := b.open
-	b.open = nil
-	c.head.clock = b.clock()
-	c.sealed = c.head.clock.Monotonic
-	c.head.seal(c.bytes)
-	b.sealed = append(b.sealed, c)
-	for len(b.sealed) > b.history {
-		b.evict()
-	}
-}
-
-// begin finds memory for a new open chunk.
-func (b *buffer) begin() bool {
-	b.reap()
-	if len(b.free) == 0 && b.made < b.limit {
-		b.free = append(b.free, &chunk{bytes: make([]byte, 0, ChunkBytes)})
-		b.made++
-	}
-	// The newest packets matter most: give up history, unless that frees nothing.
-	for len(b.free) == 0 && slices.ContainsFunc(b.sealed, unpinned) {
-		b.evict()
-	}
-	if len(b.free) == 0 {
-		return false
-	}
-	last := len(b.free) - 1
-	b.open, b.free = b.free[last], b.free[:last]
-	b.open.reset(b.clock().Monotonic)
-	return true
-}
-
-func unpinned(c *chunk) bool { return c.pins.Load() == 0 }
-
-// evict forgets the oldest sealed chunk.
-func (b *buffer) evict() {
-	c := b.sealed[0]
-	b.sealed = slices.Delete(b.sealed, 0, 1)
-	b.evicted += uint64(c.head.packets)
-	b.evictedTo = max(b.evictedTo, c.head.last)
-	if unpinned(c) {
-		b.free = append(b.free, c)
+	e.head.clock = now
+	bytes := e.seal(b.scratch[:cap(b.scratch)], compress)
+	b.makeRoom(len(bytes))
+	if b.memory.room(len(bytes)) {
+		b.serial++
+		b.packed += len(bytes)
+		b.sealed = append(b.sealed, &chunk{
+			head: e.head, serial: b.serial, pages: b.memory.put(bytes), size: len(bytes),
+			sealed: now.Monotonic, memory: b.memory,
+		})
 	} else {
-		b.pinned = append(b.pinned, c)
+		b.forget(&e.head)
+	}
+	e.reset()
+}
+
+// pinnedShare is the part of the memory that pinned chunks may keep while newer
+// packets need it.
+const pinnedShare = 2
+
+// makeRoom evicts until there is room: first what no freeze wants, oldest first.
+func (b *buffer) makeRoom(n int) {
+	for !b.memory.room(n) {
+		b.reap()
+		if b.memory.room(n) || len(b.sealed) == 0 {
+			return
+		}
+		i := slices.IndexFunc(b.sealed, func(c *chunk) bool { return c.pins.Load() == 0 })
+		if pinned := b.pinned(); i < 0 || pinned > b.memory.total()*pageBytes/pinnedShare {
+			i = slices.IndexFunc(b.sealed, func(c *chunk) bool { return c.pins.Load() != 0 })
+			b.revoked++
+		}
+		b.evict(max(i, 0))
 	}
 }
 
-// reap takes back evicted chunks that were released since.
+// pinned is what freezes want, in bytes.
+func (b *buffer) pinned() (n int) {
+	for _, c := range b.sealed {
+		if c.pins.Load() != 0 {
+			n += len(c.pages) * pageBytes
+		}
+	}
+	return n
+}
+
+// evict forgets a sealed chunk.
+func (b *buffer) evict(i int) {
+	c := b.sealed[i]
+	b.sealed = slices.Delete(b.sealed, i, i+1)
+	b.packed -= c.size
+	b.forget(&c.head)
+	c.revoked.Store(true)
+	b.leaving = append(b.leaving, c)
+	b.reap()
+}
+
+func (b *buffer) forget(h *head) {
+	b.evicted += uint64(h.packets)
+	b.evictedTo = max(b.evictedTo, h.last)
+}
+
+// reap takes back the pages of chunks that nobody copies any more. A reader that
+// begins now sees that the chunk is revoked.
 func (b *buffer) reap() {
-	b.pinned = slices.DeleteFunc(b.pinned, func(c *chunk) bool {
-		if !unpinned(c) {
+	b.leaving = slices.DeleteFunc(b.leaving, func(c *chunk) bool {
+		if c.readers.Load() != 0 {
 			return false
 		}
-		b.free = append(b.free, c)
+		b.memory.giveBack(c.pages)
 		return true
 	})
 }
 
 // expire evicts what is older than the wished-for age. It goes by the monotonic
 // clock: a step of the wall clock must not empty the buffer.
-func (b *buffer) expire(now int64) {
+func (b *buffer) expire(now int64, compress bool) {
+	b.reap()
 	if b.age <= 0 {
 		return
 	}
-	if b.open != nil && now-b.open.opened > int64(b.age)/agePieces {
-		b.seal()
+	if now-b.opened > int64(b.age)/agePieces {
+		b.seal(compress)
 	}
 	for len(b.sealed) > 0 && now-b.sealed[0].sealed > int64(b.age) {
-		b.evict()
+		b.evict(0)
 	}
 }
 
@@ -139,41 +182,18 @@ func (b *buffer) bounds() (first, last int64) {
 	if n := len(b.sealed); n > 0 {
 		first, last = b.sealed[0].head.first, b.sealed[n-1].head.last
 	}
-	if b.open != nil && b.open.head.packets > 0 {
-		if last = b.open.head.last; first == 0 {
-			first = b.open.head.first
+	if h := &b.encoder.head; h.packets > 0 {
+		if last = max(last, h.last); first == 0 {
+			first = h.first
 		}
 	}
 	return first, last
 }
 
-// gaps is a bounded list of gaps, oldest first. When it is full the two oldest
-// become one: a gap may grow wider than it was, but none is forgotten.
-type gaps []evidence.Gap
-
-const maxGaps = 256
-
-func (g *gaps) add(gap evidence.Gap) {
-	if n := len(*g); n > 0 {
-		if last := &(*g)[n-1]; last.Reason == gap.Reason && !last.To.Before(gap.From) {
-			last.To, last.Lost = gap.To, last.Lost+gap.Lost
-			return
-		}
+// held is the number of packets held.
+func (b *buffer) held() (n uint64) {
+	for _, c := range b.sealed {
+		n += uint64(c.head.packets)
 	}
-	if len(*g) == maxGaps {
-		(*g)[1].From = (*g)[0].From
-		(*g)[1].Lost += (*g)[0].Lost
-		*g = slices.Delete(*g, 0, 1)
-	}
-	*g = append(*g, gap)
-}
-
-// within copies the gaps that touch the stretch of time.
-func (g gaps) within(from, to time.Time) (found []evidence.Gap) {
-	for _, gap := range g {
-		if !gap.To.Before(from) && !gap.From.After(to) {
-			found = append(found, gap)
-		}
-	}
-	return found
+	return n + uint64(b.encoder.head.packets)
 }

@@ -5,22 +5,20 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"slices"
-	"sync/atomic"
-	"time"
 
-	"tcpcoroner/evidence"
+	"github.com/klauspost/compress/s2"
 )
 
-// The chunk format, version 1; docs/chunk-format.md describes it.
+// The chunk format, version 2; docs/chunk-format.md describes it.
 const (
-	// ChunkBytes is the size of a chunk's memory; a sealed chunk is not longer.
-	ChunkBytes   = 256 << 10
 	chunkMagic   = "TCPC"
-	chunkVersion = 1
-	chunkHeader  = 64
-	recordHeader = 32
+	chunkVersion = 2
+	chunkHeader  = 80 + 8*columns
 	sumFrom      = 12
+	// maxColumn bounds what a reader makes room for.
+	maxColumn = rawBytes + slack
+	// MaxChunkBytes bounds a sealed chunk.
+	MaxChunkBytes = 1 << 20
 )
 
 // ErrDamaged is returned for a chunk that does not decode.
@@ -33,75 +31,66 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // wall clock show.
 type Clock struct{ Realtime, Monotonic, Boottime int64 }
 
-// chunk is a piece of the buffer. Its writer appends to it until it is sealed.
-type chunk struct {
-	bytes []byte // len is what is used, cap is ChunkBytes
-	head  head
-	// opened and sealed are monotonic nanoseconds.
-	opened, sealed int64
-	// pins counts the freezes that need the bytes. Only the writer adds one, and
-	// only while it holds the chunk; anybody may take one away.
-	pins atomic.Int32
-}
-
 // head is the decoded header of a chunk.
 type head struct {
-	packets, resets uint32
-	clock           Clock
-	first, last     int64 // nanoseconds of the earliest and latest packet
+	packets, resets, sightings uint32
+	clock                      Clock
+	first, last                int64 // nanoseconds of the earliest and latest packet
 }
 
-func (c *chunk) reset(mono int64) {
-	c.bytes, c.head, c.opened, c.sealed = c.bytes[:chunkHeader], head{}, mono, 0
-}
-
-// append adds a record; false if it does not fit.
-func (c *chunk) append(m *Meta, header []byte, reset bool) bool {
-	at, n := len(c.bytes), recordHeader+len(header)
-	if at+n > cap(c.bytes) {
-		return false
-	}
-	c.bytes = c.bytes[:at+n]
-	putRecord(c.bytes[at:], m, header)
-	c.head.count(m.Nanos, reset)
-	return true
-}
-
-func (h *head) count(nanos int64, reset bool) {
+func (h *head) count(nanos int64, reset, again bool) {
 	if h.packets == 0 {
 		h.first, h.last = nanos, nanos
 	}
 	h.first, h.last = min(h.first, nanos), max(h.last, nanos)
 	h.packets++
-	if reset {
+	if again {
+		h.sightings++
+	} else if reset {
 		h.resets++
 	}
 }
 
-func putRecord(b []byte, m *Meta, header []byte) {
-	_ = b[recordHeader-1]
-	binary.LittleEndian.PutUint16(b, uint16(len(header)))
-	b[2], b[3] = byte(m.Direction), 0
-	binary.LittleEndian.PutUint32(b[4:], m.Interface)
-	binary.LittleEndian.PutUint64(b[8:], uint64(m.Nanos))
-	binary.LittleEndian.PutUint32(b[16:], m.WireBytes)
-	binary.LittleEndian.PutUint16(b[20:], m.LinkType)
-	copy(b[22:28], m.SrcMAC[:])
-	binary.LittleEndian.PutUint16(b[28:], m.VLAN[0])
-	binary.LittleEndian.PutUint16(b[30:], m.VLAN[1])
-	copy(b[recordHeader:], header)
+// sealedSize bounds the size of a sealed chunk.
+func (e *encoder) sealedSize() int {
+	n := chunkHeader
+	for i := range e.columns {
+		n += max(e.columns[i].n, s2.MaxEncodedLen(e.columns[i].n))
+	}
+	return n
 }
 
-// seal writes the header and the checksum over all records in b.
-func (h *head) seal(b []byte) {
+// seal writes the chunk into b, which has the size for it, and returns it. Each
+// column is compressed by itself, or stored as it is where that is no shorter.
+func (e *encoder) seal(b []byte, compress bool) []byte {
+	at := chunkHeader
+	for i := range e.columns {
+		c := e.columns[i].bytes()
+		n := 0
+		if compress && len(c) > 0 {
+			n = len(s2.Encode(b[at:], c))
+		}
+		if n == 0 || n >= len(c) {
+			n = copy(b[at:], c)
+		}
+		binary.LittleEndian.PutUint32(b[80+8*i:], uint32(len(c)))
+		binary.LittleEndian.PutUint32(b[84+8*i:], uint32(n))
+		at += n
+	}
+	e.head.put(b[:at])
+	return b[:at]
+}
+
+func (h *head) put(b []byte) {
 	copy(b, chunkMagic)
 	binary.LittleEndian.PutUint16(b[4:], chunkVersion)
 	binary.LittleEndian.PutUint16(b[6:], chunkHeader)
-	binary.LittleEndian.PutUint32(b[12:], h.packets)
-	binary.LittleEndian.PutUint32(b[16:], uint32(len(b)))
-	binary.LittleEndian.PutUint32(b[20:], h.resets)
-	for i, v := range [...]int64{h.clock.Realtime, h.clock.Monotonic, h.clock.Boottime, h.first, h.last} {
-		binary.LittleEndian.PutUint64(b[24+8*i:], uint64(v))
+	for i, v := range [...]uint32{h.packets, uint32(len(b)), h.resets, h.sightings} {
+		binary.LittleEndian.PutUint32(b[12+4*i:], v)
+	}
+	binary.LittleEndian.PutUint32(b[28:], 0)
+	for i, v := range [...]int64{h.clock.Realtime, h.clock.Monotonic, h.clock.Boottime, h.first, h.last, 0} {
+		binary.LittleEndian.PutUint64(b[32+8*i:], uint64(v))
 	}
 	binary.LittleEndian.PutUint32(b[8:], crc32.Checksum(b[sumFrom:], castagnoli))
 }
@@ -112,7 +101,7 @@ func parseHead(b []byte) (h head, err error) {
 		return h, fmt.Errorf("%w: no chunk header in %d bytes", ErrDamaged, len(b))
 	}
 	if v := binary.LittleEndian.Uint16(b[4:]); v != chunkVersion {
-		return h, fmt.Errorf("%w: version %d, want %d", ErrDamaged, v, chunkVersion)
+		return h, fmt.Errorf("%w: version %d, want %d: it was written by another release", ErrDamaged, v, chunkVersion)
 	}
 	if n := binary.LittleEndian.Uint32(b[16:]); int64(n) != int64(len(b)) {
 		return h, fmt.Errorf("%w: %d bytes of %d", ErrDamaged, len(b), n)
@@ -120,90 +109,58 @@ func parseHead(b []byte) (h head, err error) {
 	if crc32.Checksum(b[sumFrom:], castagnoli) != binary.LittleEndian.Uint32(b[8:]) {
 		return h, fmt.Errorf("%w: wrong checksum", ErrDamaged)
 	}
+	u := func(i int) uint32 { return binary.LittleEndian.Uint32(b[i:]) }
 	at := func(i int) int64 { return int64(binary.LittleEndian.Uint64(b[i:])) }
-	h.packets, h.resets = binary.LittleEndian.Uint32(b[12:]), binary.LittleEndian.Uint32(b[20:])
-	h.clock = Clock{at(24), at(32), at(40)}
-	h.first, h.last = at(48), at(56)
+	h.packets, h.resets, h.sightings = u(12), u(20), u(24)
+	h.clock = Clock{at(32), at(40), at(48)}
+	h.first, h.last = at(56), at(64)
 	return h, nil
 }
 
-// Decode calls visit for each packet of a sealed chunk in the order of arrival,
-// until visit returns false. The packets' headers alias the chunk.
-func Decode(chunk []byte, visit func(evidence.Packet) bool) error {
-	h, err := parseHead(chunk)
-	if err != nil {
-		return err
-	}
-	b := chunk[chunkHeader:]
-	for i := range h.packets {
-		if len(b) < recordHeader || len(b) < recordHeader+int(binary.LittleEndian.Uint16(b)) {
-			return fmt.Errorf("%w: packet %d of %d is cut off", ErrDamaged, i+1, h.packets)
+// columnsOf decompresses the columns of a chunk with a good header into buf,
+// which grows as needed and is returned.
+func columnsOf(b, buf []byte) (c [columns]cursor, _ []byte, err error) {
+	total := 0
+	for i := range columns {
+		n := binary.LittleEndian.Uint32(b[80+8*i:])
+		if n > maxColumn {
+			return c, buf, fmt.Errorf("%w: column %d of %d bytes", ErrDamaged, i, n)
 		}
-		n := recordHeader + int(binary.LittleEndian.Uint16(b))
-		if !visit(parseRecord(b[:n:n])) {
-			return nil
-		}
-		b = b[n:]
+		total += int(n)
 	}
-	return nil
+	if cap(buf) < total {
+		buf = make([]byte, total)
+	}
+	rest, out := b[chunkHeader:], buf[:total]
+	for i := range columns {
+		raw, n := int(binary.LittleEndian.Uint32(b[80+8*i:])), int(binary.LittleEndian.Uint32(b[84+8*i:]))
+		if n > len(rest) || n > raw {
+			return c, buf, fmt.Errorf("%w: column %d is cut off", ErrDamaged, i)
+		}
+		if err := expand(out[:raw], rest[:n]); err != nil {
+			return c, buf, fmt.Errorf("%w: column %d: %w", ErrDamaged, i, err)
+		}
+		c[i].b = out[:raw]
+		rest, out = rest[n:], out[raw:]
+	}
+	return c, buf, nil
 }
 
-func parseRecord(b []byte) evidence.Packet {
-	_ = b[recordHeader-1]
-	return evidence.Packet{
-		Nanos:     int64(binary.LittleEndian.Uint64(b[8:])),
-		Interface: binary.LittleEndian.Uint32(b[4:]),
-		WireBytes: binary.LittleEndian.Uint32(b[16:]),
-		Direction: evidence.Direction(b[2]),
-		LinkType:  binary.LittleEndian.Uint16(b[20:]),
-		SrcMAC:    [6]byte(b[22:28]),
-		VLAN:      [2]uint16{binary.LittleEndian.Uint16(b[28:]), binary.LittleEndian.Uint16(b[30:])},
-		Header:    b[recordHeader:],
+func expand(to, from []byte) error {
+	if len(from) == len(to) {
+		copy(to, from)
+		return nil
 	}
+	n, err := s2.DecodedLen(from)
+	if err != nil || n != len(to) {
+		return fmt.Errorf("not %d bytes long (%v)", len(to), err)
+	}
+	_, err = s2.Decode(to, from)
+	return err
 }
 
 // ChunkClock reads the clocks of the moment a chunk was sealed.
 func ChunkClock(chunk []byte) (Clock, error) {
 	h, err := parseHead(chunk)
 	return h.clock, err
-}
-
-// Packets decodes the packets with from <= time <= to, ordered by time, and
-// counts the RST segments among them. A damaged chunk costs only its own
-// packets: the others come back together with the error. The packets' headers
-// alias the chunks.
-func Packets(chunks [][]byte, from, to time.Time) (packets []evidence.Packet, resets int, err error) {
-	var damage []error
-	packets = make([]evidence.Packet, 0, room(chunks))
-	lo, hi := from.UnixNano(), to.UnixNano()
-	for i, c := range chunks {
-		err := Decode(c, func(p evidence.Packet) bool {
-			if p.Nanos >= lo && p.Nanos <= hi {
-				packets = append(packets, p)
-				if _, reset := Cut(p.Header); reset {
-					resets++
-				}
-			}
-			return true
-		})
-		if err != nil {
-			damage = append(damage, fmt.Errorf("decode chunk %d of %d: %w", i+1, len(chunks), err))
-		}
-	}
-	byTime := func(a, b evidence.Packet) int { return int(min(max(a.Nanos-b.Nanos, -1), 1)) }
-	if !slices.IsSortedFunc(packets, byTime) {
-		slices.SortStableFunc(packets, byTime)
-	}
-	return packets, resets, errors.Join(damage...)
-}
-
-// room is the number of packets that the chunks can hold at most. A window is
-// large: growing a slice to it would take its memory two and a half times.
-func room(chunks [][]byte) (n int) {
-	for _, c := range chunks {
-		if len(c) >= chunkHeader {
-			n += min(int(binary.LittleEndian.Uint32(c[12:])), len(c)/recordHeader)
-		}
-	}
-	return n
 }

@@ -2,6 +2,7 @@ package recorder
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"tcpcoroner/evidence"
 )
@@ -12,6 +13,8 @@ const (
 	protoICMPv6 = 58
 
 	flagRST = 4
+	// flagsControl are the bits of the segments that open and end a connection.
+	flagsControl = 1 | 2 | flagRST
 
 	minTCP  = 20
 	minICMP = 8
@@ -22,27 +25,79 @@ const (
 
 // Cut tells how many bytes from the IP header on may be kept of a packet, and
 // whether it is a TCP segment with the RST bit. 0 bytes: neither TCP nor an ICMP
-// error about TCP. Kept are network and TCP headers with options; of a RST also
-// evidence.MaxResetPayload bytes of payload; of an ICMP error the quoted network
-// and TCP headers. Cut does not rely on what a kernel filter has cut before.
+// error about TCP. Kept are network and TCP headers with options, in a tunnel
+// those of tunnel and segment; of a RST also evidence.MaxResetPayload bytes of
+// payload; of an ICMP error the quoted network and TCP headers. Cut does not rely
+// on what a kernel filter has cut before.
 func Cut(b []byte) (keep int, reset bool) {
-	l := network(b)
-	switch {
-	case l.header == 0:
+	if at, end := plain(b); at > 0 {
+		return cutTCP(b[:end], at)
+	}
+	l, err := evidence.InnermostIP(b, len(b))
+	if err != nil {
 		return 0, false
-	case l.proto == protoTCP && l.fragment:
-		return l.header, false // all that follows is payload
-	case l.proto == protoTCP:
-		keep, reset = cutTCP(b[:l.end], l.header)
-	case l.proto == protoICMP && l.version == 4 && !l.fragment:
-		keep = cutICMP(b[:l.end], l, 3, 3, 11)
-	case l.proto == protoICMPv6 && l.version == 6 && !l.fragment:
-		keep = cutICMP(b[:l.end], l, 1, 2, 3)
+	}
+	b = b[:min(len(b), l.End)]
+	switch {
+	case l.Proto == protoTCP && l.Fragment:
+		keep = l.Next // all that follows is payload
+	case l.Proto == protoTCP:
+		keep, reset = cutTCP(b, l.Next)
+	default:
+		keep = cutError(b, &l)
 	}
 	if keep > maxHeader {
 		return 0, false
 	}
 	return keep, reset
+}
+
+// Control tells whether a packet is kept at every level: a TCP segment with SYN,
+// FIN or RST, or an ICMP error about TCP. A segment that is cut short before its
+// flags may be one.
+func Control(b []byte) bool {
+	if at, _ := plain(b); at > 0 {
+		return b[at+13]&flagsControl != 0
+	}
+	l, err := evidence.InnermostIP(b, len(b))
+	switch {
+	case err != nil || l.Proto == protoTCP && l.Fragment:
+		return false
+	case l.Proto == protoTCP:
+		return len(b) < l.Next+14 || b[l.Next+13]&flagsControl != 0
+	}
+	return cutError(b[:min(len(b), l.End)], &l) > 0
+}
+
+// plain finds the TCP header and the end of a packet that is what most are: TCP
+// right behind an IPv4 header without options or an IPv6 header, no later
+// fragment, the fixed part of the TCP header there. Otherwise at is 0.
+func plain(b []byte) (at, end int) {
+	switch {
+	case len(b) < 20+minTCP:
+		return 0, 0
+	case b[0] == 0x45 && b[9] == protoTCP && b[6]&0x1f|b[7] == 0:
+		at, end = 20, int(binary.BigEndian.Uint16(b[2:]))
+	case b[0]>>4 == 6 && b[6] == protoTCP:
+		at, end = 40, 40+int(binary.BigEndian.Uint16(b[4:]))
+	}
+	if end = min(len(b), end); end < at+minTCP {
+		return 0, 0
+	}
+	return at, end
+}
+
+// cutError keeps ICMP errors about TCP: unreachable and time exceeded, and too big
+// of RFC 4443.
+func cutError(b []byte, l *evidence.IPHeader) int {
+	switch {
+	case l.Fragment:
+	case l.Proto == protoICMP && l.Version == 4:
+		return cutICMP(b, l, 3, 11)
+	case l.Proto == protoICMPv6 && l.Version == 6:
+		return cutICMP(b, l, 1, 2, 3)
+	}
+	return 0
 }
 
 func cutTCP(b []byte, at int) (keep int, reset bool) {
@@ -65,98 +120,17 @@ func tcpEnd(b []byte, at int) int {
 
 // cutICMP keeps an ICMP error of one of the types if it quotes TCP. The layout
 // is the same in RFC 792 and RFC 4443: 8 bytes, then the packet it is about.
-func cutICMP(b []byte, outer layer, types ...uint8) int {
-	at := outer.header + minICMP
-	if len(b) < at || (b[outer.header] != types[0] && b[outer.header] != types[1] && b[outer.header] != types[2]) {
+func cutICMP(b []byte, outer *evidence.IPHeader, types ...uint8) int {
+	at := outer.Next + minICMP
+	if len(b) < at || !slices.Contains(types, b[outer.Next]) {
 		return 0
 	}
-	quoted := network(b[at:])
-	if quoted.header == 0 || quoted.proto != protoTCP || quoted.version != outer.version {
+	quoted, err := evidence.FirstIP(b[at:], len(b)-at)
+	if err != nil || quoted.Proto != protoTCP || quoted.Version != outer.Version {
 		return 0
 	}
-	if quoted.fragment {
-		return at + quoted.header
+	if quoted.Fragment {
+		return at + quoted.Next
 	}
-	return at + tcpEnd(b[at:at+quoted.end], quoted.header)
-}
-
-// layer is what Cut needs of a network header.
-type layer struct {
-	version, proto uint8
-	// header is the header's length with extension headers, 0 if there is none.
-	header int
-	// end is where the packet ends: bytes behind it are padding of the frame.
-	end int
-	// fragment tells that this is not the first fragment: it has no TCP header.
-	fragment bool
-}
-
-func network(b []byte) layer {
-	if len(b) == 0 {
-		return layer{}
-	}
-	switch b[0] >> 4 {
-	case 4:
-		return networkIPv4(b)
-	case 6:
-		return networkIPv6(b)
-	}
-	return layer{}
-}
-
-func networkIPv4(b []byte) layer {
-	if len(b) < 20 {
-		return layer{}
-	}
-	head := int(b[0]&15) * 4
-	if head < 20 || len(b) < head {
-		return layer{}
-	}
-	l := layer{version: 4, proto: b[9], header: head, end: len(b)}
-	l.fragment = binary.BigEndian.Uint16(b[6:])&0x1fff != 0
-	// 0 is BIG TCP: then the frame's length counts.
-	if total := int(binary.BigEndian.Uint16(b[2:])); total != 0 {
-		l.end = min(l.end, max(total, head))
-	}
-	return l
-}
-
-func networkIPv6(b []byte) layer {
-	const head = 40
-	if len(b) < head {
-		return layer{}
-	}
-	l := layer{version: 6, proto: b[6], header: head, end: len(b)}
-	if payload := int(binary.BigEndian.Uint16(b[4:])); payload != 0 {
-		l.end = min(l.end, head+payload)
-	}
-	for !l.fragment && isExtension(l.proto) {
-		rest := b[l.header:l.end]
-		if len(rest) < 8 {
-			return layer{}
-		}
-		n := extensionLength(l.proto, rest)
-		if len(rest) < n {
-			return layer{}
-		}
-		l.fragment = l.proto == 44 && binary.BigEndian.Uint16(rest[2:])&0xfff8 != 0
-		l.proto, l.header = rest[0], l.header+n
-	}
-	return l
-}
-
-// isExtension names the extension headers of RFC 8200 and RFC 4302 that may
-// stand before TCP: hop-by-hop, routing, fragment, authentication, destination.
-func isExtension(next uint8) bool {
-	return next == 0 || next == 43 || next == 44 || next == 51 || next == 60
-}
-
-func extensionLength(next uint8, b []byte) int {
-	switch next {
-	case 44:
-		return 8
-	case 51: // counts in 4-byte units
-		return 8 + int(b[1])*4
-	}
-	return 8 + int(b[1])*8
+	return at + tcpEnd(b[at:at+min(len(b)-at, quoted.End)], quoted.Next)
 }

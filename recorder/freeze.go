@@ -2,7 +2,11 @@ package recorder
 
 import (
 	"context"
+
 	"fmt"
+	"iter"
+	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,91 +23,146 @@ const (
 	maxRequests = 16
 )
 
-// Frozen is a stretch of the buffer that stays as it is until Release.
+// Frozen is a stretch of the buffer that is kept until Release, unless newer
+// packets need the memory of the oldest: that costs a gap, which Window tells.
 type Frozen struct {
-	// From and To are the bounds that were asked for.
-	From, To time.Time
-	// HeldFrom is the time of the oldest packet held if packets inside the bounds
-	// were evicted before the freeze; zero if none were.
-	HeldFrom time.Time
-	// Chunks are sealed, oldest first, and hold all packets inside the bounds and
-	// some outside. Do not write them, and do not read them after Release.
-	Chunks     [][]byte
-	Gaps       []evidence.Gap
-	Interfaces []evidence.Interface
-
-	pinned  []*chunk
+	recorder *Recorder
+	from, to time.Time
+	heldFrom time.Time
+	gaps     []evidence.Gap
+	pinned   []*chunk
+	// revoked is set when a reader came too late for one of them.
+	revoked atomic.Bool
 	release sync.Once
 }
 
-// Release gives the memory back. Packets of a Window made from f are gone with it.
+// Release lets the memory be used again.
 func (f *Frozen) Release() {
 	f.release.Do(func() {
 		for _, c := range f.pinned {
 			c.pins.Add(-1)
 		}
-		f.pinned, f.Chunks = nil, nil
 	})
 }
 
-// Window decodes the packets inside the bounds. They alias the chunks: use them
-// before Release. On damage it holds what is left, together with the error.
-func (f *Frozen) Window() (evidence.Window, error) {
-	packets, resets, err := Packets(f.Chunks, f.From, f.To)
-	return evidence.Window{
-		From: f.From, To: f.To, HeldFrom: f.HeldFrom,
-		Interfaces: f.Interfaces, Gaps: f.Gaps,
-		PacketCount: len(packets), ResetCount: resets, Packets: packets,
-	}, err
+// Chunks yields the sealed chunks, oldest first: all packets inside the bounds
+// and some outside. The bytes are valid until the next step. It can be ranged
+// over again; what newer packets needed meanwhile is an error.
+func (f *Frozen) Chunks() iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		var b []byte
+		var err error
+		for _, c := range f.pinned {
+			if b, err = c.copy(b[:0]); err != nil {
+				f.revoked.Store(true)
+			}
+			if !yield(b, err) {
+				return
+			}
+		}
+	}
+}
+
+// Read calls visit for each packet inside the bounds, as the function Read does.
+func (f *Frozen) Read(visit func(*evidence.Packet) bool) error {
+	return Read(f.Chunks(), f.from, f.to, visit)
+}
+
+// Revoked tells whether one of the Chunks was needed for newer packets before it
+// was read, so that two passes may have seen different packets.
+func (f *Frozen) Revoked() bool { return f.revoked.Load() }
+
+// Window describes what was frozen, without packets.
+func (f *Frozen) Window() evidence.Window {
+	w := evidence.Window{From: f.from, To: f.to, HeldFrom: f.heldFrom, Gaps: f.gaps}
+	if source := f.recorder.source.Load(); source != nil {
+		w.Interfaces, w.Namespaces = (*source).Interfaces(), (*source).Namespaces()
+	}
+	return w
 }
 
 // request is a freeze on its way to the writer.
 type request struct {
 	from, to time.Time
-	taken    atomic.Bool // by the writer, or by a freezer that gave up
-	done     chan struct{}
+	// after is the newest chunk that the freezer has already; all asks for the open
+	// chunk too.
+	after uint64
+	all   bool
+	taken atomic.Bool // by the writer, or by a freezer that gave up
+	done  chan struct{}
 
 	// The writer's answer.
 	chunks   []*chunk
 	gaps     []evidence.Gap
 	heldFrom time.Time
-	// open is the open chunk, nil if it has nothing to give; written is what it
-	// held, and head what its header would be.
-	open    *chunk
-	written []byte
-	head    head
 }
 
-// Freeze keeps the packets between two times. It waits until packets from before
-// the later one (or now, if that is sooner) have left the kernel's ring, and for
-// the writer's next Tick; the writer never waits for it.
-func (r *Recorder) Freeze(ctx context.Context, from, to time.Time) (*Frozen, error) {
-	q := &request{from: from, to: to, done: make(chan struct{}),
-		chunks: make([]*chunk, 0, r.w.buffer.limit)}
+// Hold keeps the packets from a time on, as far as they are recorded, at once:
+// what came before it cannot be lost to what comes after. Until completes it.
+func (r *Recorder) Hold(ctx context.Context, from time.Time) (*Frozen, error) {
+	return r.hold(ctx, from, time.Unix(0, math.MaxInt64))
+}
+
+func (r *Recorder) hold(ctx context.Context, from, to time.Time) (*Frozen, error) {
+	asked := time.Now()
+	q := r.request(from, to, 0, false)
 	if err := r.ask(ctx, q); err != nil {
 		return nil, fmt.Errorf("freeze the buffer: %w", err)
 	}
-	f := &Frozen{From: from, To: to, HeldFrom: q.heldFrom, Gaps: q.gaps, pinned: q.chunks}
-	for _, c := range q.chunks {
-		f.Chunks = append(f.Chunks, c.bytes)
+	r.held.Store(int64(time.Since(asked)))
+	return &Frozen{recorder: r, from: from, to: to, heldFrom: q.heldFrom, gaps: q.gaps, pinned: q.chunks}, nil
+}
+
+// Until completes a held window with what came until a time. It waits until
+// packets from before that (or now, if it is sooner) have left the kernel's ring.
+// The writer never waits for it.
+func (f *Frozen) Until(ctx context.Context, to time.Time) error {
+	r := f.recorder
+	if err := r.settle(ctx, to); err != nil {
+		return err
 	}
-	if q.open != nil {
-		f.Chunks = append(f.Chunks, q.copyOpen())
-		q.open.pins.Add(-1)
+	after := uint64(0)
+	if n := len(f.pinned); n > 0 {
+		after = f.pinned[n-1].serial
 	}
-	if source := r.source.Load(); source != nil {
-		f.Interfaces = (*source).Interfaces()
+	q := r.request(f.from, to, after, true)
+	if err := r.ask(ctx, q); err != nil {
+		return fmt.Errorf("freeze the buffer: %w", err)
+	}
+	f.to, f.gaps = to, q.gaps
+	f.pinned = append(f.stillHeld(), q.chunks...)
+	if !q.heldFrom.IsZero() || f.heldFrom.IsZero() {
+		f.heldFrom = q.heldFrom
+	}
+	return nil
+}
+
+// stillHeld are the chunks that did not make room meanwhile. Nobody has read them
+// yet: the window begins later, and says so.
+func (f *Frozen) stillHeld() []*chunk {
+	return slices.DeleteFunc(f.pinned, func(c *chunk) bool {
+		if c.revoked.Load() {
+			c.pins.Add(-1)
+		}
+		return c.revoked.Load()
+	})
+}
+
+// Freeze keeps the packets between two times: Hold and Until.
+func (r *Recorder) Freeze(ctx context.Context, from, to time.Time) (*Frozen, error) {
+	f, err := r.hold(ctx, from, to)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.Until(ctx, to); err != nil {
+		f.Release()
+		return nil, err
 	}
 	return f, nil
 }
 
-// copyOpen seals a copy of the open chunk. The writer only ever appends behind
-// the part that is copied.
-func (q *request) copyOpen() []byte {
-	b := make([]byte, len(q.written))
-	copy(b[chunkHeader:], q.written[chunkHeader:])
-	q.head.seal(b)
-	return b
+func (r *Recorder) request(from, to time.Time, after uint64, all bool) *request {
+	return &request{from: from, to: to, after: after, all: all, done: make(chan struct{})}
 }
 
 // ask has the request served: by the writer, or here while nothing runs.
@@ -115,23 +174,28 @@ func (r *Recorder) ask(ctx context.Context, q *request) error {
 		return nil
 	default:
 	}
-	if err := r.settle(ctx, q.to); err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeoutCause(ctx, answer,
 		fmt.Errorf("the packet source did not answer within %v", answer))
 	defer cancel()
 	select {
 	case r.requests <- q:
+		r.wake()
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
 	return r.await(ctx, q)
 }
 
+func (r *Recorder) wake() {
+	if source := r.source.Load(); source != nil {
+		(*source).Wake()
+	}
+}
+
+// settle waits while a source runs; else there is nothing to wait for.
 func (r *Recorder) settle(ctx context.Context, to time.Time) error {
 	wait := min(time.Until(to), 0) + settle
-	if wait <= 0 {
+	if wait <= 0 || !r.running.Load() {
 		return nil
 	}
 	select {
@@ -159,7 +223,7 @@ func (r *Recorder) await(ctx context.Context, q *request) error {
 }
 
 // serve answers all waiting freezes. It costs the writer a pointer and a pin for
-// each chunk.
+// each chunk, and may seal the open one.
 func (w *writer) serve() {
 	for len(w.r.requests) > 0 {
 		q := <-w.r.requests
@@ -172,22 +236,24 @@ func (w *writer) serve() {
 
 func (w *writer) fill(q *request) {
 	b, from, to := w.buffer, q.from.UnixNano(), q.to.UnixNano()
+	if q.all && b.encoder.head.touches(from, to) {
+		b.seal(w.compress())
+	}
 	for _, c := range b.sealed {
-		if c.head.touches(from, to) {
+		if c.serial > q.after && c.head.touches(from, to) {
 			c.pins.Add(1)
 			q.chunks = append(q.chunks, c)
 		}
-	}
-	if c := b.open; c != nil && c.head.touches(from, to) {
-		c.pins.Add(1)
-		q.open, q.written, q.head = c, c.bytes, c.head
-		q.head.clock = b.clock()
 	}
 	first, _ := b.bounds()
 	if b.evicted > 0 && b.evictedTo >= from && first != 0 {
 		q.heldFrom = time.Unix(0, first)
 	}
+	w.takeNotes()
 	q.gaps = append(w.startGap(q, first), w.gaps.within(q.from, q.to)...)
+	if g, ok := w.openGap(); ok && !g.From.After(q.to) {
+		q.gaps = append(q.gaps, g)
+	}
 }
 
 func (h *head) touches(from, to int64) bool {

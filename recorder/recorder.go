@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,22 +15,33 @@ import (
 	"tcpcoroner/evidence"
 )
 
-// Config says how much is held.
+// Config says how much is held, and what it may cost.
 type Config struct {
-	// Memory is the budget for packets in bytes, chunks pinned by freezes
-	// included; 0 means DefaultMemory, and it is never less than 1 MiB. An eighth
-	// of it is kept free for recording on while a freeze pins the rest. Each
-	// unreleased Frozen adds a copy of the open chunk, at most ChunkBytes.
+	// Memory is the budget in bytes for all that holds packets: history, frozen
+	// chunks, the open chunk, and Ring. It is a hard bound. 0 means DefaultMemory,
+	// and it must not be less than MinMemory beside Ring.
 	Memory int
+	// Ring is what of Memory the source's rings take, in bytes.
+	Ring int
 	// Age is how long a packet is wished to be held; memory wins. 0: as long as
 	// memory lasts. Packets are forgotten at most an eighth of Age later.
 	Age time.Duration
-	// Clock reads the kernel's clocks; nil means the real ones.
+	// CPU is the budget of the recording thread as a part of one core, such as
+	// 0.02; 0: no bound. Bursts of half a minute's worth are allowed. Above it the
+	// recorder does less: see Level.
+	CPU float64
+	// Clock reads the kernel's clocks; nil means the real ones. Used reads the CPU
+	// time of the calling thread in nanoseconds.
 	Clock func() Clock
+	Used  func() int64
 }
 
-// DefaultMemory is the budget if none is given, in bytes.
-const DefaultMemory = 64 << 20
+const (
+	// DefaultMemory is the budget if none is given, in bytes.
+	DefaultMemory = 64 << 20
+	// MinMemory is the least budget beside the ring, in bytes.
+	MinMemory = encoderBytes + 4<<20
+)
 
 // ErrRunning is returned for a second Run.
 var ErrRunning = errors.New("the recorder is running already")
@@ -36,20 +49,40 @@ var ErrRunning = errors.New("the recorder is running already")
 // Stats counts since the recorder was made. It is as of the last Tick.
 type Stats struct {
 	// Seen packets came from the source. Each of them was Kept, Discarded (no TCP
-	// and no ICMP error about TCP) or Lost (freezes pinned all memory).
-	Seen, Kept, Discarded, Lost uint64
-	// Evicted packets were kept, and made room since.
-	Evicted uint64
+	// and no ICMP error about TCP) or Skipped (given up at LevelHold), or is still
+	// in the ring at LevelHold.
+	Seen, Kept, Discarded, Skipped uint64
+	// Sightings of the Kept are further ones of a packet that was kept before.
+	Sightings uint64
+	// Evicted packets were kept, and made room since; Held are in memory, in
+	// HeldBytes sealed bytes and the open chunk.
+	Evicted, Held uint64
+	HeldBytes     int
 	// Bytes is the length on the wire of all packets seen, from the network header.
 	Bytes uint64
-	// Resets counts RST segments, one for each interface it was seen on.
+	// Resets counts RST segments, each once however often it was seen.
 	Resets, ResetsReceived, ResetsSent uint64
-	// Memory is what the chunks take, Pinned what of it is evicted but still read
-	// by a freeze, in bytes.
+	// LastResets are the ports of the latest RST segments (source, destination), as
+	// a ring of which Resets modulo its length is the next place.
+	LastResets [64][2]uint16
+	// Memory is what history, frozen chunks, the open chunk and the ring take, in
+	// bytes, and Pinned what of it freezes want. Revoked chunks were wanted, but
+	// made room for newer packets.
 	Memory, Pinned int
+	Revoked        uint64
 	// Oldest and Newest are the times of the packets at both ends of the buffer;
 	// zero if it is empty.
 	Oldest, Newest time.Time
+	// Level is how much is recorded now, since LevelSince; LevelChanges counts.
+	Level        Level
+	LevelSince   time.Time
+	LevelChanges uint64
+	// CPU is the time that the recording thread used.
+	CPU time.Duration
+	// Gaps counts the gaps ever noted, Lost the packets missing in them.
+	Gaps, Lost uint64
+	// HoldTime is how long the last freeze took to be safe.
+	HoldTime time.Duration
 	// Source is as of the call.
 	Source SourceStats
 }
@@ -62,27 +95,50 @@ type Recorder struct {
 	writer   chan struct{}
 	requests chan *request
 	source   atomic.Pointer[Source]
+	running  atomic.Bool
+	held     atomic.Int64 // how long the last Hold took
 
 	mu        sync.Mutex
 	published Stats
+	notes     []evidence.Gap // on their way to the writer
 
 	w writer
 }
 
-// New makes a recorder that holds nothing yet. Memory is taken as it is needed.
-func New(cfg Config) *Recorder {
+// New makes a recorder that holds nothing yet. Memory is reserved at once, and
+// taken as it is needed. Close gives it back.
+func New(cfg Config) (*Recorder, error) {
 	if cfg.Memory == 0 {
 		cfg.Memory = DefaultMemory
 	}
 	if cfg.Clock == nil {
 		cfg.Clock = readClock
 	}
+	if cfg.Used == nil {
+		cfg.Used = threadTime
+	}
+	if cfg.Memory-cfg.Ring < MinMemory {
+		return nil, fmt.Errorf("memory of %d bytes is too little: a ring of %d and at least %d beside it are needed",
+			cfg.Memory, cfg.Ring, MinMemory)
+	}
+	memory, err := newPages(cfg.Memory - cfg.Ring - encoderBytes)
+	if err != nil {
+		return nil, err
+	}
 	r := &Recorder{
 		cfg:    cfg,
 		writer: make(chan struct{}, 1), requests: make(chan *request, maxRequests),
 	}
-	r.w = writer{r: r, buffer: newBuffer(cfg.Memory, cfg.Age, cfg.Clock)}
-	return r
+	r.w = writer{r: r, governor: newGovernor(cfg.CPU), buffer: &buffer{
+		clock: cfg.Clock, age: cfg.Age, memory: memory, encoder: newEncoder(rand.Uint64()),
+	}}
+	return r, nil
+}
+
+// Close gives the memory back. Nothing may run or be frozen any more.
+func (r *Recorder) Close() error {
+	r.writer <- struct{}{} // for ever
+	return r.w.buffer.memory.close()
 }
 
 // readClock takes the three readings back to back (clock_gettime(2)).
@@ -92,6 +148,8 @@ func readClock() (c Clock) {
 	c.Boottime = nanos(unix.CLOCK_BOOTTIME)
 	return c
 }
+
+func threadTime() int64 { return nanos(unix.CLOCK_THREAD_CPUTIME_ID) }
 
 // nanos reads a clock that every kernel since 2.6.39 has.
 func nanos(id int32) int64 {
@@ -103,6 +161,7 @@ func nanos(id int32) int64 {
 }
 
 // Run records what the source delivers until the context ends or the source does.
+// It keeps a thread of its own, of which it watches the CPU time.
 func (r *Recorder) Run(ctx context.Context, source Source) error {
 	select {
 	case r.writer <- struct{}{}:
@@ -110,7 +169,11 @@ func (r *Recorder) Run(ctx context.Context, source Source) error {
 		return ErrRunning
 	}
 	defer func() { <-r.writer }()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	r.source.Store(&source)
+	r.running.Store(true)
+	defer r.running.Store(false)
 	r.w.start(source)
 	defer r.w.stop()
 	if err := source.Run(ctx, &r.w); err != nil {
@@ -124,6 +187,7 @@ func (r *Recorder) Stats() Stats {
 	r.mu.Lock()
 	s := r.published
 	r.mu.Unlock()
+	s.HoldTime = time.Duration(r.held.Load())
 	if source := r.source.Load(); source != nil {
 		s.Source = (*source).Stats()
 	}
@@ -136,110 +200,10 @@ func (r *Recorder) Held() time.Duration {
 	return s.Newest.Sub(s.Oldest)
 }
 
-// writer is the goroutine's side of a recorder: the Sink.
-type writer struct {
-	r      *Recorder
-	source Source
-	buffer *buffer
-	stats  Stats
-	gaps   gaps
-	// started is when recording began first; stopped when it last ended.
-	started, stopped time.Time
-	// ticked is the last Tick, lost and dropped the losses it knew of.
-	ticked        time.Time
-	lost, dropped uint64
-}
-
-// Add implements Sink.
-func (w *writer) Add(m *Meta, header []byte) {
-	w.stats.Seen++
-	w.stats.Bytes += uint64(m.WireBytes)
-	n, reset := Cut(header)
-	if n == 0 {
-		w.stats.Discarded++
-		return
-	}
-	if reset {
-		w.countReset(m.Direction)
-	}
-	if w.buffer.append(m, header[:n], reset) {
-		w.stats.Kept++
-	} else {
-		w.stats.Lost++
-	}
-}
-
-func (w *writer) countReset(d evidence.Direction) {
-	w.stats.Resets++
-	switch d {
-	case evidence.Received:
-		w.stats.ResetsReceived++
-	case evidence.Sent:
-		w.stats.ResetsSent++
-	}
-}
-
-// Tick implements Sink.
-func (w *writer) Tick() {
-	c := w.r.cfg.Clock()
-	now := time.Unix(0, c.Realtime)
-	w.noteLosses(now)
-	w.ticked = now
-	w.buffer.expire(c.Monotonic)
-	w.serve()
-	// A reader of Stats holds the lock: then the next Tick publishes. The writer
-	// waits for nobody.
-	if w.r.mu.TryLock() {
-		w.publish()
-		w.r.mu.Unlock()
-	}
-}
-
-func (w *writer) now() time.Time { return time.Unix(0, w.r.cfg.Clock().Realtime) }
-
-func (w *writer) start(source Source) {
-	now := w.now()
-	if w.started.IsZero() {
-		w.started = now
-	} else {
-		w.gaps.add(evidence.Gap{From: w.stopped, To: now, Reason: "the recorder was not running"})
-	}
-	w.source, w.ticked, w.dropped = source, now, source.Stats().Dropped
-}
-
-func (w *writer) stop() {
-	now := w.now()
-	w.noteLosses(now)
-	w.stopped = now
-	w.serve()
-	w.r.mu.Lock()
-	w.publish()
-	w.r.mu.Unlock()
-}
-
-// noteLosses turns what was lost since the last tick into gaps.
-func (w *writer) noteLosses(now time.Time) {
-	if dropped := w.source.Stats().Dropped; dropped > w.dropped {
-		w.gaps.add(evidence.Gap{From: w.ticked, To: now, Lost: dropped - w.dropped,
-			Reason: "the kernel's packet ring was full"})
-		w.dropped = dropped
-	}
-	if w.stats.Lost > w.lost {
-		w.gaps.add(evidence.Gap{From: w.ticked, To: now, Lost: w.stats.Lost - w.lost,
-			Reason: "the recorder's memory was pinned by freezes"})
-		w.lost = w.stats.Lost
-	}
-}
-
-// publish hands the counters to Stats; the caller holds the lock.
-func (w *writer) publish() {
-	b := w.buffer
-	w.stats.Evicted = b.evicted
-	w.stats.Memory, w.stats.Pinned = b.made*ChunkBytes, len(b.pinned)*ChunkBytes
-	first, last := b.bounds()
-	w.stats.Oldest, w.stats.Newest = time.Time{}, time.Time{}
-	if first != 0 {
-		w.stats.Oldest, w.stats.Newest = time.Unix(0, first), time.Unix(0, last)
-	}
-	w.r.published = w.stats
+// Note has a gap that others found kept with the recording, such as packets that
+// an interface lost. It is safe for concurrent use.
+func (r *Recorder) Note(gap evidence.Gap) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.notes = append(r.notes, gap)
 }

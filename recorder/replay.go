@@ -29,7 +29,10 @@ func (r *Replay) Run(ctx context.Context, sink Sink) error {
 			}
 		}
 		p := &r.Packets[i]
-		m = Meta{p.Nanos, p.Interface, p.WireBytes, p.Direction, p.LinkType, p.SrcMAC, p.VLAN}
+		m = Meta{Nanos: p.Nanos, WireBytes: p.WireBytes, Trusted: p.Checksum == evidence.ChecksumTrusted, Path: Path{
+			Interface: p.Interface, LinkType: p.LinkType, Namespace: p.Namespace,
+			VLAN: p.VLAN, SrcMAC: p.SrcMAC, Direction: p.Direction,
+		}}
 		sink.Add(&m, p.Header)
 	}
 	sink.Tick()
@@ -38,6 +41,12 @@ func (r *Replay) Run(ctx context.Context, sink Sink) error {
 
 // Stats implements Source.
 func (r *Replay) Stats() SourceStats { return SourceStats{Packets: uint64(len(r.Packets))} }
+
+// Wake implements Source: a replay does not wait.
+func (r *Replay) Wake() {}
+
+// Namespaces implements Source.
+func (r *Replay) Namespaces() []evidence.Namespace { return nil }
 
 // Interfaces implements Source.
 func (r *Replay) Interfaces() []evidence.Interface { return r.Known }

@@ -26,11 +26,12 @@ func afterFIN(c *caseFile, s *story) (evidence.Verdict, bool) {
 		origin = evidence.OriginLocalHost
 	}
 	text := fmt.Sprintf("%v sent FIN %s before the RST and no data was outstanding", fin.Src, seconds(s.rst.Time.Sub(fin.Time)))
+	facts := []evidence.Finding{s.sawRST(), packetFact(srcRFCReset, text, fin, s.rst)}
 	return must(evidence.Claim{
 		Origin: origin, Mechanism: evidence.MechanismAfterFIN, Layer: evidence.LayerTransport,
 		Confidence: evidence.Likely, Benign: true,
 		Sentence: fmt.Sprintf("harmless: %s sent RST after the connection was closed with FIN", who),
-	}, s.sawRST(), packetFact(srcRFCReset, text, fin, s.rst))
+	}, append(facts, c.holes(s)...)...)
 }
 
 // activeAbort: RFC 9293's ABORT. The RST continues its sender's own sequence
@@ -85,13 +86,13 @@ func (s *story) socketLike() bool {
 // close with unread data, TCPAbortOnData for SO_LINGER 0).
 func (c *caseFile) abortHere(s *story, claim *evidence.Claim, facts []evidence.Finding) []evidence.Finding {
 	claim.Origin, claim.Confidence = evidence.OriginLocalHost, evidence.Possible
-	if f, ok := c.counted(); ok {
+	if f, ok := c.counted(s); ok {
 		claim.Confidence = evidence.Likely
 		facts = append(facts, f)
 	}
-	onClose, _ := c.moved("TcpExt.TCPAbortOnClose")
-	onData, _ := c.moved("TcpExt.TCPAbortOnData")
-	byTimer, _ := c.moved("TcpExt.TCPAbortOnTimeout")
+	onClose, _ := c.movedFor(s, "TcpExt.TCPAbortOnClose")
+	onData, _ := c.movedFor(s, "TcpExt.TCPAbortOnData")
+	byTimer, _ := c.movedFor(s, "TcpExt.TCPAbortOnTimeout")
 	if onClose+onData > 0 && byTimer == 0 {
 		claim.Origin = evidence.OriginLocalProcess
 		facts = append(facts, counterFact(srcClose,

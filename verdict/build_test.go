@@ -3,6 +3,7 @@ package verdict
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -29,6 +30,8 @@ type pkt struct {
 	id       uint16
 	label    uint32
 	window   uint16 // 1000 where unset
+	netns    uint16
+	again    uint8 // Sighting
 }
 
 // header builds the bytes that the recorder would have kept.
@@ -58,9 +61,13 @@ func (p pkt) header() []byte {
 	return append(ip, tcp...)
 }
 
-// window builds a window from packets, TTL 64 and interface 2 where unset.
+// window builds a window from packets, TTL 64 and interface 2 where unset, and
+// has a Selection draw from it.
 func window(packets ...pkt) evidence.Window {
-	w := evidence.Window{Interfaces: []evidence.Interface{{Index: 2, Name: "eth0"}, {Index: 3, Name: "eth1"}}}
+	w := evidence.Window{
+		Interfaces: []evidence.Interface{{Index: 2, Name: "eth0"}, {Index: 3, Name: "eth1"}, {Index: 2, Namespace: 1, Name: "eth0"}},
+		Namespaces: []evidence.Namespace{{Index: 1, Path: "/run/netns/blue"}},
+	}
 	for _, p := range packets {
 		if p.ttl == 0 {
 			p.ttl = 64
@@ -75,8 +82,11 @@ func window(packets ...pkt) evidence.Window {
 		w.Packets = append(w.Packets, evidence.Packet{
 			Nanos:  start.Add(time.Duration(p.ms * float64(time.Millisecond))).UnixNano(),
 			Header: h, WireBytes: uint32(len(h) + p.payload), Direction: p.dir, Interface: p.iface, LinkType: 1,
+			Namespace: p.netns, Sighting: p.again,
 		})
 	}
+	slices.SortStableFunc(w.Packets, func(a, b evidence.Packet) int { return int(a.Nanos - b.Nanos) })
+	Select(&w)
 	return w
 }
 

@@ -2,7 +2,7 @@ package verdict
 
 import (
 	"net/netip"
-	"time"
+	"slices"
 
 	"tcpcoroner/evidence"
 )
@@ -17,38 +17,26 @@ type caseFile struct {
 	// resets by what NAT leaves alone, to find a RST's other side on a router.
 	resets map[resetID][]resetSight
 	// ttls counts the TTLs of received segments other than RST, by source.
-	ttls map[netip.Addr]map[uint8]int
+	ttls map[peerID]map[uint8]int
 	// sent counts RST segments that this host sent and did not forward.
 	sent int
 }
 
-type resetID struct {
-	seq, ack uint32
-	flags    evidence.Flags
-}
-
-type resetSight struct {
-	src, dst netip.AddrPort
-	at       time.Time
-	dir      evidence.Direction
-}
-
-func newCase(inc *evidence.Incident, flows []*track) *caseFile {
+func newCase(inc *evidence.Incident) *caseFile {
 	c := &caseFile{
 		inc: inc, window: &inc.Window,
 		sockets:   map[[2]netip.AddrPort]*evidence.Socket{},
 		listeners: map[netip.AddrPort][]*evidence.Socket{},
 		resets:    map[resetID][]resetSight{},
-		ttls:      map[netip.Addr]map[uint8]int{},
+		ttls:      map[peerID]map[uint8]int{},
+		sent:      inc.Window.SentResets,
 	}
 	for _, s := range []*evidence.Snapshot{inc.After, inc.At} {
 		if s != nil {
 			c.indexSockets(s.Sockets)
 		}
 	}
-	peers := c.indexResets(flows)
-	c.indexTTLs(peers)
-	c.countSent()
+	c.indexTTLs(c.indexResets())
 	return c
 }
 
@@ -64,69 +52,49 @@ func (c *caseFile) indexSockets(all []evidence.Socket) {
 }
 
 // indexResets notes every RST and returns the addresses they came from.
-func (c *caseFile) indexResets(flows []*track) map[netip.Addr]bool {
-	peers := map[netip.Addr]bool{}
-	var s evidence.Segment
-	for _, t := range flows {
-		if t.resets == 0 {
+func (c *caseFile) indexResets() map[peerID]bool {
+	peers := map[peerID]bool{}
+	var g evidence.Segment
+	for i := range c.window.Packets {
+		p := &c.window.Packets[i]
+		if evidence.ParseSegment(p, &g) != nil || !g.Flags.Has(evidence.RST) {
 			continue
 		}
-		for _, i := range t.packets {
-			p := &c.window.Packets[i]
-			if evidence.ParseSegment(p, &s) != nil || !s.Flags.Has(evidence.RST) {
-				continue
-			}
-			peers[s.Src.Addr()] = true
-			id := resetID{s.Seq, s.Ack, s.Flags}
-			c.resets[id] = append(c.resets[id], resetSight{s.Src, s.Dst, s.Time, p.Direction})
-		}
+		peers[peerID{g.Src.Addr(), p.Namespace}] = true
+		r := sightOf(p, &g)
+		c.resets[r.resetID] = append(c.resets[r.resetID], r)
 	}
 	return peers
 }
 
-func (c *caseFile) indexTTLs(peers map[netip.Addr]bool) {
-	if len(peers) == 0 {
-		return
-	}
-	var s evidence.Segment
+func (c *caseFile) indexTTLs(peers map[peerID]bool) {
+	var g evidence.Segment
 	for i := range c.window.Packets {
 		p := &c.window.Packets[i]
-		if p.Direction != evidence.Received || evidence.ParseSegment(p, &s) != nil {
+		if p.Direction != evidence.Received || evidence.ParseSegment(p, &g) != nil {
 			continue
 		}
-		if a := s.Src.Addr(); peers[a] && !s.Flags.Has(evidence.RST) {
+		if a := (peerID{g.Src.Addr(), p.Namespace}); peers[a] && !g.Flags.Has(evidence.RST) {
 			if c.ttls[a] == nil {
 				c.ttls[a] = map[uint8]int{}
 			}
-			c.ttls[a][s.TTL]++
+			c.ttls[a][g.TTL]++
 		}
 	}
 }
 
-// countSent counts what TcpOutRsts should have counted too.
-func (c *caseFile) countSent() {
-	for id, all := range c.resets {
-		for _, r := range all {
-			own := r.dir == evidence.Sent || r.dir == evidence.Loopback
-			if own && c.relayedFrom(id, r) == nil {
-				c.sent++
-			}
-		}
-	}
+// usual are the TTLs that the RST's sender has in other packets.
+func (c *caseFile) usual(s *story) map[uint8]int {
+	return c.ttls[peerID{s.rst.Src.Addr(), s.excerpt.Namespace}]
 }
 
-// relayedFrom finds the sighting of the same RST that came in shortly before r
-// left: same numbers, and at least one address in common, for NAT rewrites one
-// end at a time. Equal numbers alone could be chance.
-func (c *caseFile) relayedFrom(id resetID, r resetSight) *resetSight {
-	for i, o := range c.resets[id] {
-		d := r.at.Sub(o.at)
-		if o.dir == evidence.Received && d >= -sameSegmentWithin && d <= sameSegmentWithin &&
-			(o.src == r.src || o.dst == r.dst || o.src.Addr() == r.src.Addr() || o.dst.Addr() == r.dst.Addr()) {
-			return &c.resets[id][i]
-		}
+// movedFor is moved for a story: the counters are those of the recorder's own
+// namespace and tell nothing of another.
+func (c *caseFile) movedFor(s *story, name string) (uint64, bool) {
+	if !s.here() {
+		return 0, false
 	}
-	return nil
+	return c.moved(name)
 }
 
 // moved is the growth of a counter over the window, and whether it is known.
@@ -178,21 +146,20 @@ func (c *caseFile) soleOwner(l *evidence.Socket) bool {
 }
 
 // describe fills the facts of a flow; the verdict comes later.
-func (c *caseFile) describe(t *track, s *story) evidence.Flow {
-	f := evidence.Flow{Packets: len(t.packets), Resets: t.resets}
-	f.Client, f.Server, f.InitiatorSeen = t.ends()
-	f.ClientBytes, f.ServerBytes = t.bytes[0], t.bytes[1]
-	if f.Client == t.key.B {
+func (c *caseFile) describe(s *story) evidence.Flow {
+	e := s.excerpt
+	f := evidence.Flow{Packets: e.Packets, Resets: e.Resets, Namespace: e.Namespace, First: e.First, Last: e.Last}
+	f.Client, f.Server, f.InitiatorSeen = ends(e.Key, e.Client)
+	f.ClientBytes, f.ServerBytes = e.Bytes[0], e.Bytes[1]
+	if f.Client == e.Key.B {
 		f.ClientBytes, f.ServerBytes = f.ServerBytes, f.ClientBytes
 	}
-	f.First = c.window.Packets[t.packets[0]].Time()
-	f.Last = c.window.Packets[t.packets[len(t.packets)-1]].Time()
 	f.Reset = &evidence.Reset{
 		Time: s.rst.Time, Packet: s.rst.number, From: s.rst.Src, Direction: s.direction(),
-		Interface: s.rst.sightings[0].iface, Flags: s.rst.Flags.String(), TTL: s.rst.TTL, Payload: s.rst.Payload,
+		Interface: s.rst.sightings[0].iface, Flags: s.rst.Flags.String(), TTL: s.rst.TTL, Payload: slices.Clone(s.rst.Payload),
 	}
 	f.Local = c.localEnd(s)
-	if f.Local.IsValid() {
+	if f.Local.IsValid() && s.here() {
 		remote := f.Client
 		if f.Local == f.Client {
 			remote = f.Server
@@ -204,7 +171,7 @@ func (c *caseFile) describe(t *track, s *story) evidence.Flow {
 
 // localEnd is the zero value for a forwarded flow or an unknown direction.
 func (c *caseFile) localEnd(s *story) netip.AddrPort {
-	if _, relayed := c.relay(s); relayed || s.transit() && s.direction() == evidence.Received {
+	if s.forwarded || s.transit() && s.direction() == evidence.Received {
 		return netip.AddrPort{}
 	}
 	switch s.direction() {
@@ -216,19 +183,25 @@ func (c *caseFile) localEnd(s *story) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
-// relay tells whether this host only passed the RST on, and what it was before.
-func (c *caseFile) relay(s *story) (*resetSight, bool) {
-	id := resetID{s.rst.Seq, s.rst.Ack, s.rst.Flags}
-	for _, r := range c.resets[id] {
-		if r.dir != evidence.Sent || (r.src != s.rst.Src && r.dst != s.rst.Dst) {
+// relay tells whether this host only passed the RST on under another address: as
+// which RST it came in, and as which it left.
+func (c *caseFile) relay(s *story) (from, to *resetSight) {
+	own := func(r *resetSight) bool { return r.src == s.rst.Src && r.dst == s.rst.Dst }
+	all := c.resets[resetID{s.rst.Seq, s.rst.Ack, s.rst.Flags}]
+	for i := range all {
+		x := &all[i]
+		if !own(x) || x.namespace != s.excerpt.Namespace || !s.near(x) {
 			continue
 		}
-		if d := r.at.Sub(s.rst.Time); d < -sameSegmentWithin || d > sameSegmentWithin {
-			continue
-		}
-		if from := c.relayedFrom(id, r); from != nil {
-			return from, true
+		for k := range all {
+			switch y := &all[k]; {
+			case own(y):
+			case x.relays(y):
+				return y, x
+			case y.relays(x):
+				return x, y
+			}
 		}
 	}
-	return nil, false
+	return nil, nil
 }

@@ -22,7 +22,7 @@ func (c *caseFile) judgeIncident(flows []evidence.Flow) evidence.Verdict {
 	if len(flows) == 0 {
 		return evidence.Unknown("no reset is in the window", "a longer window, or a recorder nearer to the reset")
 	}
-	return resetsVerdict(flows)
+	return c.resetsVerdict(flows)
 }
 
 // listenVerdict: the kernel counted overflows, and one listener's accept queue
@@ -89,11 +89,11 @@ type group struct {
 }
 
 // resetsVerdict names the largest harmful group and tells the others beside it.
-func resetsVerdict(flows []evidence.Flow) evidence.Verdict {
+func (c *caseFile) resetsVerdict(flows []evidence.Flow) evidence.Verdict {
 	groups := grouped(flows)
 	first := groups[0]
 	claim := first.claim
-	claim.Sentence = summary(groups, len(flows))
+	claim.Sentence = summary(groups, len(flows)) + c.unjudged(len(flows))
 	findings := append([]evidence.Finding{}, first.flows[0].Verdict.Findings()...)
 	findings = append(findings, evidence.Finding{Kind: evidence.KindPacket, Packets: exemplars(first),
 		Text: fmt.Sprintf("%s of %d with a RST are alike", plural(len(first.flows), "flow"), len(flows))})
@@ -102,6 +102,18 @@ func resetsVerdict(flows []evidence.Flow) evidence.Verdict {
 	}
 	v, _ := must(claim, findings...)
 	return v
+}
+
+// unjudged tells that there are more flows with a RST than were looked into.
+func (c *caseFile) unjudged(judged int) string {
+	w := c.window
+	switch {
+	case w.ResetFlowCount <= judged:
+		return ""
+	case w.FlowsAtLeast:
+		return fmt.Sprintf("; %d of at least %d flows with a RST were judged", judged, w.ResetFlowCount)
+	}
+	return fmt.Sprintf("; %d of %d flows with a RST were judged", judged, w.ResetFlowCount)
 }
 
 // grouped sorts flows by what their verdicts have in common, harmful first,

@@ -12,25 +12,22 @@ import (
 type Judgement struct {
 	// Flows are the implicated ones, harmful before benign, then by time.
 	Flows []evidence.Flow
-	// FlowsTotal counts the window's flows, FlowsImplicated those with a RST.
+	// FlowsTotal counts the window's flows, FlowsImplicated those with a RST; they
+	// are lower bounds if the window's FlowsAtLeast is set.
 	FlowsTotal      int
 	FlowsImplicated int
 	Verdict         evidence.Verdict
 }
 
-// Judge concludes from inc's window, snapshots, counters and firings. It does
-// not change inc, nor keep references to its packets.
+// Judge concludes from inc's window, snapshots, counters and firings. The window
+// must have been filled by a Selection. Judge does not change inc, nor keep
+// references to its packets.
 func Judge(inc *evidence.Incident) Judgement {
-	flows := collect(&inc.Window)
-	c := newCase(inc, flows)
-	j := Judgement{FlowsTotal: len(flows)}
-	for _, f := range flows {
-		if f.resets == 0 {
-			continue
-		}
-		j.FlowsImplicated++
-		j.Flows = append(j.Flows, c.judgeFlow(f))
-	}
+	c := newCase(inc)
+	j := Judgement{}
+	c.eachStory(func(s *story) { j.Flows = append(j.Flows, c.judgeFlow(s)) })
+	j.FlowsImplicated = max(inc.Window.ResetFlowCount, len(j.Flows))
+	j.FlowsTotal = max(inc.Window.FlowCount, j.FlowsImplicated)
 	order(j.Flows)
 	j.Verdict = c.judgeIncident(j.Flows)
 	j.Flows = j.Flows[:min(len(j.Flows), evidence.MaxFlows)]
@@ -72,8 +69,7 @@ var rules = []rule{
 	activeAbort,
 }
 
-func (c *caseFile) judgeFlow(f *track) evidence.Flow {
-	s := c.tell(f)
+func (c *caseFile) judgeFlow(s *story) evidence.Flow {
 	flow := s.flow
 	flow.Verdict = unexplained(c, s)
 	for _, r := range rules {

@@ -25,20 +25,20 @@ func unknownDirection(_ *caseFile, s *story) (evidence.Verdict, bool) {
 
 // forwarded: the same RST came in and left again, perhaps under another address
 // (NAT leaves sequence numbers alone).
-func forwarded(c *caseFile, s *story) (evidence.Verdict, bool) {
-	from, relayed := c.relay(s)
-	if !relayed && !(s.rst.has(evidence.Sent) && s.rst.has(evidence.Received)) {
+func forwarded(_ *caseFile, s *story) (evidence.Verdict, bool) {
+	if !s.forwarded {
 		return passing(s)
 	}
-	text := fmt.Sprintf("the RST from %v was received and sent on: this host only routed it", s.rst.Src)
-	if relayed && (from.src != s.rst.Src || from.dst != s.rst.Dst) {
+	text, origin := fmt.Sprintf("the RST from %v was received and sent on: this host only routed it", s.rst.Src), s.rst.Src
+	if s.as != nil {
 		text = fmt.Sprintf("the RST %v > %v left as %v > %v: this host translated and routed it",
-			from.src, from.dst, s.rst.Src, s.rst.Dst)
+			s.as.src, s.as.dst, s.left.src, s.left.dst)
+		origin = s.as.src
 	}
 	return must(evidence.Claim{
 		Origin: evidence.OriginForwarded, Mechanism: evidence.MechanismUnknown, Layer: evidence.LayerNetwork,
 		Confidence: evidence.Likely, Sentence: text,
-		Settle: fmt.Sprintf("a recorder on the host of %v", s.rst.Src),
+		Settle: fmt.Sprintf("a recorder on the host of %v", origin),
 	}, s.sawRST(), packetFact("net/ipv4/ip_forward.c", text, s.rst))
 }
 
@@ -59,8 +59,12 @@ func passing(s *story) (evidence.Verdict, bool) {
 // had may have been made by a device on the path. A kernel answering without a
 // socket uses the default TTL, so this alone accuses nobody.
 func inconsistentSender(c *caseFile, s *story) (evidence.Verdict, bool) {
-	usual := c.ttls[s.rst.Src.Addr()]
+	usual := c.usual(s)
 	if s.direction() != evidence.Received || len(usual) == 0 || usual[s.rst.TTL] > 0 {
+		return evidence.Verdict{}, false
+	}
+	// Absence is the argument: it needs all TTLs of the address to be known.
+	if len(usual) >= maxTTLs || c.window.Cut {
 		return evidence.Verdict{}, false
 	}
 	ttl, n := commonest(usual)
@@ -86,7 +90,7 @@ func commonest(ttls map[uint8]int) (ttl uint8, total int) {
 // firewall's or a raw socket's is not. Where fewer were counted than left, no
 // single RST can be laid on the stack.
 func notFromTCP(c *caseFile, s *story) (evidence.Verdict, bool) {
-	out, known := c.moved("Tcp.OutRsts")
+	out, known := c.movedFor(s, "Tcp.OutRsts")
 	if !s.local() || !known || out >= uint64(c.sent) || c.window.Lost() > 0 {
 		return evidence.Verdict{}, false
 	}
@@ -121,8 +125,8 @@ func (s *story) byKernel() evidence.Origin {
 }
 
 // counted is the finding that this host's stack counted its own RSTs.
-func (c *caseFile) counted() (evidence.Finding, bool) {
-	out, known := c.moved("Tcp.OutRsts")
+func (c *caseFile) counted(s *story) (evidence.Finding, bool) {
+	out, known := c.movedFor(s, "Tcp.OutRsts")
 	if !known || c.sent == 0 || out < uint64(c.sent) {
 		return evidence.Finding{}, false
 	}

@@ -17,7 +17,7 @@ func handshakeOverflow(c *caseFile, s *story) (evidence.Verdict, bool) {
 		return evidence.Verdict{}, false
 	}
 	fact := packetFact(srcPassive, "the RST answers the ACK that completes the handshake; this side sent SYN/ACK only", s.sender.syn, s.trigger, s.rst)
-	over, known := c.moved("TcpExt.ListenOverflows")
+	over, known := c.movedFor(s, "TcpExt.ListenOverflows")
 	if !s.local() || !known || over == 0 {
 		return evidence.Unknown(fmt.Sprintf("%s reset the connection at the end of the handshake", s.whoKernel()),
 			"ListenOverflows and tcp_abort_on_overflow of the host that sent it", s.sawRST(), fact), true
@@ -61,7 +61,7 @@ func noSocket(c *caseFile, s *story) (evidence.Verdict, bool) {
 			settleFirewall, append(facts, packetFact("net/ipv6/netfilter/nf_reject_ipv6.c",
 				"the RST does not carry the traffic class or flow label that Linux TCP copies", s.trigger, s.rst))...), true
 	}
-	if open := c.sockets[c.localPair(s)]; s.local() && open != nil && open.State == "established" {
+	if open := c.sockets[c.localPair(s)]; s.local() && s.here() && open != nil && open.State == "established" {
 		return evidence.Unknown("a passive RST left this host for a flow whose socket is established", settleFirewall,
 			append(facts, socketFact("the socket %v is still established at the snapshot", open.Local))...), true
 	}
@@ -86,21 +86,34 @@ func (s *story) rejectLike() bool {
 // headers alone are likely at most, and only where the sender's TTL fits.
 func (c *caseFile) confidence(s *story, facts *[]evidence.Finding) evidence.Confidence {
 	if s.local() {
-		if f, ok := c.counted(); ok {
+		if f, ok := c.counted(s); ok {
 			*facts = append(*facts, f)
 			return c.capped(evidence.Proven)
 		}
 		return evidence.Possible
 	}
-	if c.ttls[s.rst.Src.Addr()][s.rst.TTL] > 0 {
+	if c.usual(s)[s.rst.TTL] > 0 {
 		return c.capped(evidence.Likely)
 	}
 	return evidence.Possible
 }
 
-// capped lowers proven where the recorder knows that it missed packets.
+// holes are the findings against a verdict that rests on packets which were not
+// seen: stretches of the flow's life in which the recorder may have missed some.
+func (c *caseFile) holes(s *story) (facts []evidence.Finding) {
+	for _, g := range c.window.Gaps {
+		if !g.Complete && g.From.Before(s.rst.Time) && g.To.After(s.flow.First) {
+			return []evidence.Finding{{Kind: evidence.KindPacket, Against: true, Text: fmt.Sprintf(
+				"not all packets of the flow were kept, data may have been outstanding: %s", g.Reason)}}
+		}
+	}
+	return nil
+}
+
+// capped lowers proven where the recorder knows that it missed packets, or where
+// too many were needed.
 func (c *caseFile) capped(v evidence.Confidence) evidence.Confidence {
-	if v == evidence.Proven && c.window.Lost() > 0 {
+	if v == evidence.Proven && (c.window.Lost() > 0 || c.window.Cut) {
 		return evidence.Likely
 	}
 	return v

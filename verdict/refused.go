@@ -24,7 +24,7 @@ func refused(c *caseFile, s *story) (evidence.Verdict, bool) {
 	}
 	if s.local() {
 		facts = c.refusedHere(s, &claim, facts)
-	} else if c.ttls[s.rst.Src.Addr()][s.rst.TTL] > 0 {
+	} else if c.usual(s)[s.rst.TTL] > 0 {
 		claim.Confidence = evidence.Likely
 		facts = append(facts, packetFact("", fmt.Sprintf("TTL %d is that of other packets of %v", s.rst.TTL, s.rst.Src.Addr()), s.rst))
 	}
@@ -35,6 +35,7 @@ func refused(c *caseFile, s *story) (evidence.Verdict, bool) {
 func (c *caseFile) refusedHere(s *story, claim *evidence.Claim, facts []evidence.Finding) []evidence.Finding {
 	l, known := c.listener(s.rst.Src)
 	switch {
+	case !s.here(): // its listeners are not known
 	case l != nil:
 		f := socketFact("a socket listens on %v at the snapshot: it came later, or a filter refused", l.Local)
 		f.Against = true
@@ -45,7 +46,7 @@ func (c *caseFile) refusedHere(s *story, claim *evidence.Claim, facts []evidence
 		claim.Sentence = fmt.Sprintf("this host's kernel refused the connection: nothing listens on %v", s.rst.Src)
 		facts = append(facts, socketFact("no socket listens on port %d", s.rst.Src.Port()))
 	}
-	if f, ok := c.counted(); ok {
+	if f, ok := c.counted(s); ok {
 		return append(facts, f)
 	}
 	claim.Confidence = evidence.Possible // a firewall's reject looks the same
@@ -56,7 +57,7 @@ func (c *caseFile) refusedHere(s *story, claim *evidence.Claim, facts []evidence
 // whoKernel names the sender of a RST that no process asked for.
 func (s *story) whoKernel() string {
 	if s.local() {
-		return "this host's kernel"
+		return "this host's kernel" + s.where
 	}
 	return fmt.Sprintf("the peer's host %v", s.rst.Src.Addr())
 }

@@ -1,6 +1,7 @@
 package verdict
 
 import (
+	"fmt"
 	"net/netip"
 	"time"
 
@@ -8,7 +9,8 @@ import (
 )
 
 // seen is one segment of a story with all its sightings: a packet that crosses
-// several interfaces of a host (veth, bridge, uplink) is one segment.
+// several interfaces of a host (veth, bridge, uplink), or is seen in a tunnel and
+// outside, is one segment. Its sightings are ordered by time.
 type seen struct {
 	evidence.Segment
 	number    int // packet number in the window, from 1
@@ -20,13 +22,26 @@ type sighting struct {
 	iface     string
 }
 
-func (s *seen) has(d evidence.Direction) bool {
+// direction is that of the first sighting that has one: a packet of this host
+// that comes back in on another device (veth, bridge) is still one it sent.
+func (s *seen) direction() evidence.Direction {
+	if s.passed() {
+		return evidence.Received
+	}
 	for _, g := range s.sightings {
-		if g.direction == d {
-			return true
+		if g.direction != evidence.DirectionUnknown && g.direction != evidence.Elsewhere {
+			return g.direction
 		}
 	}
-	return false
+	return s.sightings[0].direction
+}
+
+// passed tells whether the packet only passed through: it came in first and went
+// out last. One that comes in on a port and then again on its bridge has arrived.
+// Frames for another host's link-layer address are bridged.
+func (s *seen) passed() bool {
+	first, last := s.sightings[0].direction, s.sightings[len(s.sightings)-1].direction
+	return last == evidence.Sent && (first == evidence.Received || first == evidence.Elsewhere)
 }
 
 // end is what a story knows of one side before the RST.
@@ -46,6 +61,7 @@ type end struct {
 
 // story is an implicated flow, told up to its first RST.
 type story struct {
+	excerpt  *evidence.Excerpt
 	flow     evidence.Flow
 	segments []*seen
 	rst      *seen
@@ -53,45 +69,51 @@ type story struct {
 	other    *end
 	// trigger is the last segment of the other side before the RST.
 	trigger *seen
+	// forwarded tells that the RST came in and left again; as and left are its two
+	// forms if it was translated on the way.
+	forwarded bool
+	as, left  *resetSight
+	// where is " (namespace blue)" if the story is not told from the recorder's own.
+	where string
 }
 
-// sameSegmentWithin is how long a packet may take through this host, which may
-// be busy, to still be one segment. TCP retransmits later (the least RTO of
-// Linux is 200 ms) and with another IP ID or time stamp.
-const sameSegmentWithin = 50 * time.Millisecond
-
-func (c *caseFile) tell(t *track) *story {
-	s := &story{}
-	first := c.firstReset(t)
-	for _, i := range t.excerpt(first) {
-		c.sight(s, i)
+// tell returns nil if the excerpt has no RST.
+func (c *caseFile) tell(e *evidence.Excerpt) *story {
+	s := &story{excerpt: e}
+	if e.Namespace != 0 {
+		s.where = fmt.Sprintf(" (namespace %s)", c.window.NamespaceLabel(e.Namespace))
 	}
-	s.rst = s.firstRST()
+	for _, i := range e.Kept {
+		c.sight(s, &c.window.Packets[i])
+	}
+	if s.rst = s.firstRST(); s.rst == nil {
+		return nil
+	}
 	s.sender = s.sideBefore(s.rst.Src)
 	s.other = s.sideBefore(s.rst.Dst)
 	s.trigger = s.other.last
-	s.flow = c.describe(t, s)
+	s.as, s.left = c.relay(s)
+	s.forwarded = s.as != nil || s.rst.passed()
+	s.flow = c.describe(s)
 	return s
 }
 
-func (c *caseFile) firstReset(t *track) int32 {
-	var seg evidence.Segment
-	for _, i := range t.packets {
-		if evidence.ParseSegment(&c.window.Packets[i], &seg) == nil && seg.Flags.Has(evidence.RST) {
-			return i
-		}
-	}
-	return t.packets[0]
+// here tells whether the story is told from the recorder's own namespace, whose
+// sockets and counters are known.
+func (s *story) here() bool { return s.excerpt.Namespace == 0 }
+
+// near tells whether r is close enough to the story's RST to be the same.
+func (s *story) near(r *resetSight) bool {
+	return time.Duration(r.nanos-s.rst.Time.UnixNano()).Abs() <= sameSegmentWithin
 }
 
-// sight adds packet i, as a new segment or as a further sighting of one.
-func (c *caseFile) sight(s *story, i int32) {
-	p := &c.window.Packets[i]
-	n := &seen{number: int(i) + 1}
+// sight adds a packet, as a new segment or as a further sighting of one.
+func (c *caseFile) sight(s *story, p *evidence.Packet) {
+	n := &seen{number: p.Number}
 	if evidence.ParseSegment(p, &n.Segment) != nil {
 		return
 	}
-	n.sightings = []sighting{{p.Direction, c.window.InterfaceName(p.Interface)}}
+	n.sightings = []sighting{{p.Direction, c.window.InterfaceOf(p)}}
 	for k := len(s.segments) - 1; k >= 0; k-- {
 		m := s.segments[k]
 		if n.Time.Sub(m.Time) > sameSegmentWithin {
@@ -102,7 +124,10 @@ func (c *caseFile) sight(s *story, i int32) {
 			return
 		}
 	}
-	s.segments = append(s.segments, n)
+	// A further sighting whose first one was not kept is nothing new.
+	if p.Sighting == 0 || n.Flags.Has(evidence.RST) {
+		s.segments = append(s.segments, n)
+	}
 }
 
 // sameSegment compares what no router changes, on another interface. The TTL is
@@ -113,7 +138,11 @@ func sameSegment(a, b *seen) bool {
 			return false
 		}
 	}
-	return a.Src == b.Src && a.Seq == b.Seq && a.Ack == b.Ack && a.Flags == b.Flags &&
+	return sameHeader(a, b)
+}
+
+func sameHeader(a, b *seen) bool {
+	return a.Src == b.Src && a.Dst == b.Dst && a.Seq == b.Seq && a.Ack == b.Ack && a.Flags == b.Flags &&
 		a.IPID == b.IPID && a.PayloadBytes == b.PayloadBytes && a.TSVal == b.TSVal
 }
 
@@ -123,7 +152,7 @@ func (s *story) firstRST() *seen {
 			return n
 		}
 	}
-	return s.segments[0]
+	return nil
 }
 
 // sideBefore gathers what addr did before the RST.
@@ -193,23 +222,13 @@ func (s *story) passive() bool {
 }
 
 // direction is the RST's as this host saw it.
-func (s *story) direction() evidence.Direction {
-	switch {
-	case s.rst.has(evidence.Loopback):
-		return evidence.Loopback
-	case s.rst.has(evidence.Sent):
-		return evidence.Sent
-	case s.rst.has(evidence.Received):
-		return evidence.Received
-	}
-	return s.rst.sightings[0].direction
-}
+func (s *story) direction() evidence.Direction { return s.rst.direction() }
 
 // transit tells whether this host is on the way and not an end: some segment of
 // the flow came in and left again.
 func (s *story) transit() bool {
 	for _, n := range s.segments {
-		if n.has(evidence.Received) && n.has(evidence.Sent) {
+		if n.passed() {
 			return true
 		}
 	}
@@ -219,5 +238,5 @@ func (s *story) transit() bool {
 // local tells whether this host sent the RST.
 func (s *story) local() bool {
 	d := s.direction()
-	return d == evidence.Sent || d == evidence.Loopback
+	return !s.forwarded && (d == evidence.Sent || d == evidence.Loopback)
 }

@@ -57,10 +57,12 @@ func (s *story) line(n *seen) string {
 	b := &strings.Builder{}
 	fmt.Fprintf(b, "%+.3fms %s %s seq=%d ack=%d win=%d len=%d ttl=%d", float64(n.Time.Sub(s.flow.First).Microseconds())/1e3,
 		arrow, n.Flags, n.Seq, n.Ack, n.Window, n.PayloadBytes, n.TTL)
-	switch n {
-	case s.rst:
+	switch {
+	case n == s.rst && s.forwarded:
+		b.WriteString("  # the reset, on its way through this host")
+	case n == s.rst:
 		fmt.Fprintf(b, "  # reset by %s", s.who())
-	case s.trigger:
+	case n == s.trigger:
 		b.WriteString("  # the last segment of the side that got the RST")
 	}
 	return b.String()

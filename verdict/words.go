@@ -32,7 +32,7 @@ func (s *story) who() string {
 	case s.local() && s.flow.Owner != nil:
 		return fmt.Sprintf("%s[%d] on this host", s.flow.Owner.Comm, s.flow.Owner.PID)
 	case s.local():
-		return "this host"
+		return "this host" + s.where
 	}
 	return fmt.Sprintf("the peer %v", s.rst.Src)
 }
@@ -47,11 +47,12 @@ func (s *story) role() string {
 
 // sawRST is the finding that every verdict starts with.
 func (s *story) sawRST() evidence.Finding {
-	return evidence.Finding{
-		Kind: evidence.KindPacket, Source: srcPacketType, Packets: []int{s.rst.number},
-		Text: fmt.Sprintf("RST from %v to %v (%s) was %s on %s", s.rst.Src, s.rst.Dst,
-			s.rst.Flags, s.direction(), s.rst.sightings[0].iface),
+	text := fmt.Sprintf("RST from %v to %v (%s) was %s on %s", s.rst.Src, s.rst.Dst,
+		s.rst.Flags, s.direction(), s.rst.sightings[0].iface)
+	for _, g := range s.rst.sightings[1:min(len(s.rst.sightings), 5)] {
+		text += fmt.Sprintf(", then %s on %s", g.direction, g.iface)
 	}
+	return evidence.Finding{Kind: evidence.KindPacket, Source: srcPacketType, Packets: []int{s.rst.number}, Text: text}
 }
 
 func packetFact(source, text string, packets ...*seen) evidence.Finding {

@@ -85,16 +85,22 @@ func (b backend) Capture(ctx context.Context, ref string, w io.Writer) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	chunks, err := b.d.store.Chunks(inc.ID)
+	win := inc.Window
+	out, err := pcapng.NewWriter(w, inc, &win)
 	if err != nil {
 		return err
 	}
-	win := inc.Window
-	if win.Packets, _, err = recorder.Packets(chunks, win.From, win.To); err != nil {
-		// What is left of a damaged window is still worth having.
-		win.Gaps = append(win.Gaps, evidence.Gap{From: win.From, To: win.To, Reason: err.Error()})
+	var failed error
+	// What is left of a damaged window is still worth having; the incident tells
+	// what it lacks.
+	_ = recorder.Read(b.d.store.Chunks(inc.ID), win.From, win.To, func(p *evidence.Packet) bool {
+		failed = out.WritePacket(p)
+		return failed == nil
+	})
+	if failed != nil {
+		return failed
 	}
-	return pcapng.Write(w, inc, &win)
+	return out.Close()
 }
 
 func (b backend) Status(context.Context) (api.Status, error) {
@@ -122,15 +128,24 @@ func (b backend) problems(s *api.Status) (list []string) {
 	if b.d.recorder.Stats().Source.Polls == 0 {
 		list = append(list, "the packet source has not answered yet")
 	}
-	return list
+	if t := s.Recorder.SelfTest; t != nil && !t.OK {
+		list = append(list, "self-test: "+t.Text)
+	}
+	return append(list, b.d.spaces.problems()...)
 }
 
 func (b backend) recorder() api.RecorderStatus {
-	s := b.d.recorder.Stats()
+	d := b.d
+	s := d.recorder.Stats()
 	return api.RecorderStatus{
-		Interfaces: b.d.source.Interfaces(), Seen: s.Seen, Kept: s.Kept, Dropped: s.Source.Dropped, Lost: s.Lost,
-		Evicted: s.Evicted, Resets: s.Resets, BufferBytes: uint64(s.Memory), BudgetBytes: uint64(b.d.cfg.Recorder.Memory),
-		HeldSeconds: b.d.recorder.Held().Seconds(),
+		Interfaces: d.source.Interfaces(), Namespaces: d.source.Namespaces(),
+		Seen: s.Seen, Kept: s.Kept, Sightings: s.Sightings, Skipped: s.Skipped, Dropped: s.Source.Dropped,
+		Evicted: s.Evicted, Resets: s.Resets, BufferBytes: uint64(s.Memory), BudgetBytes: uint64(d.sizes.memory),
+		RingBytes: uint64(d.sizes.ring + len(d.source.Namespaces())*namespaceRing), PinnedBytes: uint64(s.Pinned), RevokedChunks: s.Revoked,
+		HeldSeconds: d.recorder.Held().Seconds(), HeldPackets: s.Held, HeldBytes: uint64(s.HeldBytes),
+		Level: s.Level.String(), LevelSince: s.LevelSince, LevelChanges: s.LevelChanges,
+		CPUSeconds: s.CPU.Seconds(), CPUBudget: float64(d.cfg.Recorder.CPU) / 100,
+		Gaps: s.Gaps, GapsLost: s.Lost, HoldSeconds: s.HoldTime.Seconds(), SelfTest: d.prober.status(),
 	}
 }
 

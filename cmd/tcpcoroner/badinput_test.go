@@ -40,7 +40,7 @@ func TestBadInput(t *testing.T) {
 		{"bad duration", runWith("window:\n  before: 30\n"), 2, []string{".yaml", "line 2", "window.before", `"30"`, "30s"}},
 		{"bad size", runWith("recorder:\n  memory: lots\n"), 2, []string{"line 2", "recorder.memory", `"lots"`, "64MiB"}},
 		{"bad number", runWith("triggers:\n  resets:\n    threshold: many\n"), 2, []string{"line 3", "threshold"}},
-		{"out of bounds", runWith("recorder:\n  memory: 1KiB\n"), 2, []string{"recorder.memory is 1.0 KiB", "from 1MiB"}},
+		{"out of bounds", runWith("recorder:\n  memory: 1KiB\n"), 2, []string{"recorder.memory is 1.0 KiB", "from 16MiB"}},
 		{"two out of bounds", runWith("window:\n  after: 1ms\nstore:\n  max_age: 1s\n"), 2, []string{"window.after", "store.max_age"}},
 		{"trigger out of bounds", runWith("triggers:\n  conntrack:\n    usage: 95\n"), 2, []string{"triggers.conntrack.usage is 95"}},
 		{"not YAML", runWith("a: [\n"), 2, []string{"line 1"}},

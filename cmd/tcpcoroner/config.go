@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -27,10 +28,17 @@ type config struct {
 }
 
 type recorderConfig struct {
-	// Memory bounds the history; Ring is the kernel's buffer beside it.
-	Memory size     `yaml:"memory"`
-	Ring   size     `yaml:"ring"`
+	// Memory bounds all that holds packets; Ring, the kernel's buffer, is a part of
+	// it. 0 is automatic: see sizes.
+	Memory autoSize `yaml:"memory"`
+	Ring   autoSize `yaml:"ring"`
 	Age    duration `yaml:"age"`
+	CPU    percent  `yaml:"cpu"`
+	// Namespaces are recorded beside the daemon's own; Discover finds more.
+	Namespaces []string `yaml:"namespaces"`
+	Discover   bool     `yaml:"discover_namespaces"`
+	Overlay    bool     `yaml:"overlay"`
+	SelfTest   duration `yaml:"self_test"`
 }
 
 type windowConfig struct {
@@ -98,7 +106,7 @@ type storeConfig struct {
 // defaultConfig is what runs without a file; packaging/config says the same.
 func defaultConfig() config {
 	var c config
-	c.Recorder = recorderConfig{Memory: 64 << 20, Ring: 16 << 20, Age: duration(10 * time.Minute)}
+	c.Recorder = recorderConfig{Age: duration(10 * time.Minute), CPU: 2, Namespaces: []string{}, SelfTest: duration(time.Minute)}
 	c.Window = windowConfig{Before: duration(30 * time.Second), After: duration(5 * time.Second), Max: duration(30 * time.Second)}
 	r, ct, l := triggers.DefaultResets(), triggers.DefaultConntrack(), triggers.DefaultListen()
 	c.Triggers = triggersConfig{
@@ -202,8 +210,11 @@ func (c *config) validate() error {
 		}
 	}
 	r, w, t := c.Recorder, c.Window, c.Triggers
-	check(r.Memory >= 1<<20 && r.Memory <= 64<<30, "recorder.memory", r.Memory, "from 1MiB to 64GiB")
-	check(r.Ring >= 4<<20 && r.Ring <= 1<<30, "recorder.ring", r.Ring, "from 4MiB to 1GiB")
+	check(r.Memory == 0 || r.Memory >= minMemory && r.Memory <= 64<<30, "recorder.memory", r.Memory, "auto, or from 16MiB to 64GiB")
+	check(r.Ring == 0 || r.Ring >= 1<<20 && r.Ring <= 1<<30, "recorder.ring", r.Ring, "auto, or from 1MiB to 1GiB")
+	check(r.Memory == 0 || r.Ring == 0 || r.Ring <= r.Memory/2, "recorder.ring", r.Ring, fmt.Sprintf("at most half of recorder.memory, which is %v", r.Memory))
+	check(r.CPU >= 0 && r.CPU <= 100, "recorder.cpu", r.CPU, "from 0% (no bound) to 100% of one core")
+	check(r.SelfTest == 0 || r.SelfTest >= duration(time.Second), "recorder.self_test", r.SelfTest, "0s (never), or 1s or more")
 	check(r.Age >= duration(time.Second), "recorder.age", r.Age, "1s or more")
 	check(w.Before >= 0 && w.Before <= duration(time.Hour), "window.before", w.Before, "from 0s to 1h")
 	check(w.After >= duration(time.Second), "window.after", w.After, "1s or more")
@@ -256,6 +267,53 @@ func (s *size) UnmarshalYAML(n ast.Node) error {
 		return at(n, fmt.Sprintf("%q is not a size: write a number with its unit, such as 64MiB or 2GiB", text))
 	}
 	*s = size(v)
+	return nil
+}
+
+// autoSize is a size, or 0 for "auto".
+type autoSize size
+
+func (s autoSize) String() string {
+	if s == 0 {
+		return "auto"
+	}
+	return size(s).String()
+}
+
+// UnmarshalYAML reads "auto", or a size.
+func (s *autoSize) UnmarshalYAML(n ast.Node) error {
+	if text, err := scalar(n); err == nil && text == "auto" {
+		*s = 0
+		return nil
+	}
+	var v size
+	if err := v.UnmarshalYAML(n); err != nil {
+		return err
+	}
+	if v == 0 {
+		return at(n, "0 is no size: write auto, or a number with its unit")
+	}
+	*s = autoSize(v)
+	return nil
+}
+
+// percent is a part of one core.
+type percent float64
+
+func (p percent) String() string { return strconv.FormatFloat(float64(p), 'g', -1, 64) + "%" }
+
+// UnmarshalYAML reads "2%".
+func (p *percent) UnmarshalYAML(n ast.Node) error {
+	text, err := scalar(n)
+	if err != nil {
+		return err
+	}
+	number, ok := strings.CutSuffix(text, "%")
+	v, err := strconv.ParseFloat(number, 64)
+	if !ok || err != nil {
+		return at(n, fmt.Sprintf("%q is not a percentage: write a number with a percent sign, such as 2%%", text))
+	}
+	*p = percent(v)
 	return nil
 }
 

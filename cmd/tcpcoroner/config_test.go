@@ -19,6 +19,9 @@ func TestParseConfig(t *testing.T) {
 		{"sections without keys", "recorder:\n#  memory: 1MiB\nwindow:\ntriggers:\n  resets:\n", func(*config) {}},
 		{"one key leaves its neighbours", "recorder:\n  memory: 128MiB\n", func(c *config) { c.Recorder.Memory = 128 << 20 }},
 		{"plain bytes", "recorder:\n  ring: 8388608\n", func(c *config) { c.Recorder.Ring = 8 << 20 }},
+		{"automatic", "recorder:\n  memory: auto\n  ring: auto\n  cpu: 0.5%\n  namespaces: [/run/netns/blue]\n", func(c *config) {
+			c.Recorder.CPU, c.Recorder.Namespaces = 0.5, []string{"/run/netns/blue"}
+		}},
 		{"deep", "triggers:\n  cool_down: 1m\n  resets: {enabled: false, threshold: 7.5}\n", func(c *config) {
 			c.Triggers.CoolDown, c.Triggers.Resets.Enabled, c.Triggers.Resets.Threshold = duration(time.Minute), false, 7.5
 		}},
@@ -60,10 +63,33 @@ func TestPackagedConfigSaysTheDefaults(t *testing.T) {
 			t.Errorf("config (-default +file):\n%s", diff)
 		}
 	}
-	for _, key := range []string{"memory", "ring", "age", "before", "after", "max", "cool_down", "window", "threshold", "factor",
+	for _, key := range []string{"memory", "ring", "age", "cpu", "namespaces", "discover_namespaces", "overlay", "self_test", "before", "after", "max", "cool_down", "window", "threshold", "factor",
 		"usage", "rearm", "drops", "insert_failed", "max_age", "max_bytes"} {
 		if !strings.Contains(open.String(), key+":") {
 			t.Errorf("the file does not show %s", key)
 		}
+	}
+}
+
+func TestSizes(t *testing.T) {
+	tests := []struct {
+		name string
+		c    recorderConfig
+		ram  uint64
+		want sizes
+	}{
+		{"small host", recorderConfig{}, 512 << 20, sizes{32 << 20, 8 << 20, 0}},
+		{"4 GiB", recorderConfig{}, 4 << 30, sizes{64 << 20, 16 << 20, 0}},
+		{"large host", recorderConfig{}, 512 << 30, sizes{256 << 20, 32 << 20, 0}},
+		{"given", recorderConfig{Memory: 100 << 20, Ring: 9 << 20}, 4 << 30, sizes{100 << 20, 9 << 20, 0}},
+		{"namespaces", recorderConfig{Namespaces: []string{"a", "b"}}, 4 << 30, sizes{64 << 20, 16 << 20, 2}},
+		{"discovered", recorderConfig{Discover: true}, 4 << 30, sizes{64 << 20, 16 << 20, 8}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := tt.c.sizes(tt.ram); got != tt.want {
+				t.Errorf("got %+v, want %+v", got, tt.want)
+			}
+		})
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"runtime/debug"
 	"sync"
@@ -29,8 +30,11 @@ type daemon struct {
 	host    evidence.Host
 	started time.Time
 
+	sizes    sizes
 	source   *afpacket.Source
 	recorder *recorder.Recorder
+	prober   *prober
+	spaces   *namespaces
 	taker    *snapshot.Taker
 	store    *store.Store
 	exporter *exporter.Exporter
@@ -38,8 +42,9 @@ type daemon struct {
 	keeper   *keeper
 	server   *api.Server
 	history  counterHistory
-	// pulling is held while a stored window is read and sent, which takes as much
-	// memory as the buffer again: one at a time. Incidents never wait for it.
+	around   around
+	// pulling is held while a stored window is read and sent, which takes some
+	// memory: a few at a time. Incidents never wait for it.
 	pulling chan struct{}
 
 	failed    atomic.Uint64
@@ -49,7 +54,7 @@ type daemon struct {
 // build opens everything that can fail at start, in the order in which a
 // mistake is cheapest to report: database, socket, capture.
 func build(ctx context.Context, cfg config, data, socket string, log *slog.Logger) (*daemon, error) {
-	d := &daemon{cfg: cfg, data: data, log: log, started: time.Now(), host: thisHost(), pulling: make(chan struct{}, 1)}
+	d := &daemon{cfg: cfg, data: data, log: log, started: time.Now(), host: thisHost(), pulling: make(chan struct{}, maxPulls)}
 	if err := d.open(ctx, socket); err != nil {
 		return nil, errors.Join(err, d.close())
 	}
@@ -66,19 +71,41 @@ func (d *daemon) open(ctx context.Context, socket string) (err error) {
 	d.taker = snapshot.New(snapshot.Config{})
 	d.history.span = time.Duration(d.cfg.Window.Before+d.cfg.Window.Max) + 10*time.Second
 	d.exporter, err = exporter.New(ctx, exporter.Config{
-		Version: version, Host: d.host, Outbox: d.store, Load: d.store.Get,
+		Version: version, Host: d.host, Outbox: d.store, Load: d.store.Get, Metrics: d.metrics,
 	})
 	if err != nil {
 		return err
 	}
-	d.recorder = recorder.New(recorder.Config{Memory: int(d.cfg.Recorder.Memory), Age: time.Duration(d.cfg.Recorder.Age)})
+	if err := d.openRecorder(); err != nil {
+		return err
+	}
 	d.triggers = d.watches()
 	d.keeper = d.newKeeper()
 	if d.server, err = api.Listen(socket, backend{d}); err != nil {
 		return err
 	}
-	d.source, err = afpacket.Open(afpacket.Config{RingBytes: int(d.cfg.Recorder.Ring)})
+	d.source, err = afpacket.Open(afpacket.Config{
+		RingBytes: d.sizes.ring, Overlay: d.cfg.Recorder.Overlay,
+		Namespaces: d.cfg.Recorder.Namespaces, NamespaceRingBytes: namespaceRing,
+	})
+	d.spaces = &namespaces{limit: d.sizes.namespaces, wanted: d.cfg.Recorder.Namespaces, source: d.source}
 	return err
+}
+
+func (d *daemon) openRecorder() (err error) {
+	c := d.cfg.Recorder
+	d.sizes = c.sizes(ram())
+	d.recorder, err = recorder.New(recorder.Config{
+		Memory: d.sizes.memory, Ring: d.sizes.rings(), Age: time.Duration(c.Age), CPU: float64(c.CPU) / 100,
+	})
+	if err != nil {
+		return fmt.Errorf("recorder.memory is %v: %w", size(d.sizes.memory), err)
+	}
+	d.prober = &prober{
+		every: time.Duration(c.SelfTest), resets: d.recorder.Stats,
+		counter: func() (uint64, bool) { return d.sentResets() },
+	}
+	return nil
 }
 
 func (d *daemon) watches() *triggers.Set {
@@ -124,6 +151,9 @@ func (d *daemon) listeners() ([]evidence.Socket, error) {
 	return all, nil
 }
 
+// maxPulls bounds the captures that are sent at once.
+const maxPulls = 2
+
 // snapshotTime bounds one look at the host.
 const snapshotTime = 5 * time.Second
 
@@ -134,10 +164,12 @@ func (d *daemon) newKeeper() *keeper {
 		stopping: make(chan struct{}),
 		look:     d.look,
 		base:     d.history.before,
-		freeze:   d.freeze,
-		put: func(inc *evidence.Incident, chunks [][]byte) error {
+		hold:     d.hold,
+		put: func(inc *evidence.Incident, chunks iter.Seq2[[]byte, error]) error {
 			return d.store.Put(inc, chunks, d.exporter.Signals()...)
 		},
+		stored: d.store.Chunks,
+		probes: d.prober.ports,
 		tell:   d.tell,
 		failed: d.incidentFailed,
 	}
@@ -149,31 +181,29 @@ func (d *daemon) look() *evidence.Snapshot {
 	return d.taker.Take(ctx)
 }
 
-// headroom is what the program needs beside the buffer: a decoded window, the
-// database's tables, and the program itself.
-const headroom = 160 << 20
+// heap is what the program may take beside the recorder's memory before the
+// collector works harder: the database's tables, an incident that is judged.
+const heap = 32 << 20
 
-// limitMemory makes the collector work harder before the service's memory limit
-// would end the program. GOMEMLIMIT, where set, wins (runtime/debug).
-func limitMemory(buffer size, getenv func(string) string) {
+// limitMemory keeps the heap small. The history is outside of it. GOMEMLIMIT and
+// GOGC, where set, win (runtime/debug).
+func limitMemory(getenv func(string) string) {
 	if getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(int64(buffer) + headroom)
+		debug.SetMemoryLimit(heap)
+	}
+	if getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
 	}
 }
 
-// freeze keeps a window. Damage inside it is told as a gap, not as a failure.
-func (d *daemon) freeze(from, to time.Time) (capture, error) {
+// gcPercent lets garbage grow to half of what is in use.
+const gcPercent = 50
+
+// hold keeps what was recorded since a time, at once.
+func (d *daemon) hold(from time.Time) (held, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), snapshotTime)
 	defer cancel()
-	f, err := d.recorder.Freeze(ctx, from, to)
-	if err != nil {
-		return capture{}, err
-	}
-	w, err := f.Window()
-	if err != nil {
-		w.Gaps = append(w.Gaps, evidence.Gap{From: from, To: to, Reason: err.Error()})
-	}
-	return capture{window: w, chunks: f.Chunks, release: f.Release}, nil
+	return d.recorder.Hold(ctx, from)
 }
 
 // tell announces an incident that is durable.
@@ -247,8 +277,14 @@ func (d *daemon) close() error {
 	if d.server != nil {
 		errs = append(errs, d.server.Close())
 	}
+	if d.taker != nil {
+		errs = append(errs, d.taker.Close())
+	}
 	if d.store != nil {
 		errs = append(errs, d.store.Close())
+	}
+	if d.recorder != nil {
+		errs = append(errs, d.recorder.Close())
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("stop: %w", err)

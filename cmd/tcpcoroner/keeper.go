@@ -1,16 +1,19 @@
 package main
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"iter"
 	"sync"
 	"time"
 
 	"github.com/oklog/ulid/v2"
 
 	"tcpcoroner/evidence"
+	"tcpcoroner/recorder"
 	"tcpcoroner/verdict"
 )
 
@@ -26,15 +29,24 @@ type keeper struct {
 	version            string
 
 	// look takes a snapshot, base finds the counters from before a time.
-	look   func() *evidence.Snapshot
-	base   func(at time.Time) evidence.Counters
-	freeze func(from, to time.Time) (capture, error)
-	put    func(*evidence.Incident, [][]byte) error
+	look func() *evidence.Snapshot
+	base func(at time.Time) evidence.Counters
+	// hold keeps the packets since a time from being forgotten.
+	hold func(from time.Time) (held, error)
+	put  func(*evidence.Incident, iter.Seq2[[]byte, error]) error
+	// stored gives the chunks of an incident that was put.
+	stored func(id string) iter.Seq2[[]byte, error]
+	// probes are the ports of the self-tests: their resets are no evidence.
+	probes func() []uint16
 	tell   func(*evidence.Incident)
 	failed func(error)
 
 	// stopping is closed when the daemon stops: post-rolls end at once.
 	stopping chan struct{}
+
+	// concluding is held while an incident is judged and stored: the memory that
+	// takes is needed once.
+	concluding sync.Mutex
 
 	mu      sync.Mutex
 	open    *openIncident
@@ -42,12 +54,18 @@ type keeper struct {
 	work    sync.WaitGroup
 }
 
-// capture is a frozen window with the chunks that hold its packets. Release
-// gives the chunks back to the recorder; the window is invalid after it.
-type capture struct {
-	window  evidence.Window
-	chunks  [][]byte
-	release func()
+// held is a part of the recording that is kept until Release.
+type held interface {
+	// Until completes it with what came until a time.
+	Until(ctx context.Context, to time.Time) error
+	// Window describes it, Read reads its packets in order, Chunks gives what they
+	// are stored as. Revoked tells that memory was short: two passes over the
+	// packets may have seen different ones.
+	Window() evidence.Window
+	Read(visit func(*evidence.Packet) bool) error
+	Chunks() iter.Seq2[[]byte, error]
+	Revoked() bool
+	Release()
 }
 
 // openIncident is an incident whose window is still growing.
@@ -155,9 +173,14 @@ func (k *keeper) stop() {
 func (k *keeper) run(o *openIncident) {
 	defer k.work.Done()
 	defer close(o.done)
+	from := o.inc.Time.Add(-k.before)
+	kept, err := k.hold(from)
 	o.inc.At = k.look()
 	k.postRoll(o)
-	o.err = k.conclude(o)
+	if o.err = err; err == nil {
+		o.err = k.conclude(o, kept, from)
+		kept.Release()
+	}
 	if o.err != nil {
 		k.failed(fmt.Errorf("keep incident %s: %w", o.inc.ID, o.err))
 		return
@@ -201,22 +224,55 @@ func (k *keeper) shut(o *openIncident) {
 	}
 }
 
+// freezeTime bounds how long an incident waits for its last packets.
+const freezeTime = 5 * time.Second
+
 // conclude freezes, judges and stores. It does not stop with the daemon: what
 // was recorded is written before the program ends.
-func (k *keeper) conclude(o *openIncident) error {
-	inc := o.inc
-	from, to := inc.Time.Add(-k.before), time.Now()
+func (k *keeper) conclude(o *openIncident, kept held, from time.Time) error {
+	inc, to := o.inc, time.Now()
 	inc.Before = k.base(from)
 	// The counters are read after the window's end, so that they cover every
 	// RST in it: the ledger may only err towards doubt.
 	inc.After = k.look()
-	frozen, err := k.freeze(from, to)
-	if err != nil {
-		return fmt.Errorf("freeze: %w", err)
+	ctx, cancel := context.WithTimeout(context.Background(), freezeTime)
+	defer cancel()
+	if err := kept.Until(ctx, to); err != nil {
+		return err
 	}
-	defer frozen.release()
-	inc.Window, inc.Closed = frozen.window, to
+	k.concluding.Lock()
+	defer k.concluding.Unlock()
+	inc.Window, inc.Closed = kept.Window(), to
+	k.judge(inc, kept.Read)
+	if err := k.put(inc, kept.Chunks()); err != nil || !kept.Revoked() {
+		return err
+	}
+	return k.again(inc)
+}
+
+// again judges what was stored: a part of the frozen packets made room for newer
+// ones meanwhile, and the verdict must speak of those that can be pulled.
+func (k *keeper) again(inc *evidence.Incident) error {
+	k.judge(inc, func(visit func(*evidence.Packet) bool) error {
+		return recorder.Read(k.stored(inc.ID), inc.Window.From, inc.Window.To, visit)
+	})
+	return k.put(inc, k.stored(inc.ID))
+}
+
+// judge reads the window twice: to find what matters, and to copy it.
+func (k *keeper) judge(inc *evidence.Incident, read func(func(*evidence.Packet) bool) error) {
+	sel := verdict.NewSelection()
+	sel.Ignore(k.probes())
+	err := errors.Join(
+		read(func(p *evidence.Packet) bool { sel.Survey(p); return true }),
+		read(func(p *evidence.Packet) bool { sel.Take(p); return true }))
+	w := &inc.Window
+	sel.Fill(w)
+	if err != nil {
+		// Damage is told as a gap, not as a failure.
+		w.Gaps = append(w.Gaps, evidence.Gap{From: w.From, To: w.To, Reason: err.Error()})
+	}
 	j := verdict.Judge(inc)
 	inc.Flows, inc.FlowsTotal, inc.FlowsImplicated, inc.Verdict = j.Flows, j.FlowsTotal, j.FlowsImplicated, j.Verdict
-	return k.put(inc, frozen.chunks)
+	w.Packets, w.Excerpts = nil, nil
 }

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"errors"
+	"iter"
 	"slices"
 	"sync"
 	"testing"
@@ -19,6 +21,8 @@ type ledger struct {
 	from []time.Time
 	to   []time.Time
 	fail error
+	// revoked plays a recorder that was short of memory.
+	revoked bool
 }
 
 func (l *ledger) note(what string) {
@@ -32,20 +36,38 @@ func (l *ledger) keeper() *keeper {
 		before: 30 * time.Second, after: 5 * time.Second, max: time.Minute, stopping: make(chan struct{}),
 		look: func() *evidence.Snapshot { l.note("look"); return &evidence.Snapshot{} },
 		base: func(time.Time) evidence.Counters { return evidence.Counters{} },
-		freeze: func(from, to time.Time) (capture, error) {
-			l.note("freeze")
-			l.from, l.to = append(l.from, from), append(l.to, to)
-			return capture{release: func() { l.note("release") }}, nil
+		hold: func(from time.Time) (held, error) {
+			l.note("hold")
+			l.from = append(l.from, from)
+			return &heldTest{l}, nil
 		},
-		put: func(inc *evidence.Incident, _ [][]byte) error {
+		put: func(inc *evidence.Incident, _ iter.Seq2[[]byte, error]) error {
 			l.note("put")
 			l.kept = append(l.kept, inc)
 			return l.fail
 		},
+		stored: func(string) iter.Seq2[[]byte, error] { return nothing },
+		probes: func() []uint16 { return nil },
 		tell:   func(*evidence.Incident) { l.note("tell") },
 		failed: func(error) { l.note("failed") },
 	}
 }
+
+// heldTest is a frozen window without packets.
+type heldTest struct{ l *ledger }
+
+func nothing(func([]byte, error) bool) {}
+
+func (h *heldTest) Until(_ context.Context, to time.Time) error {
+	h.l.note("freeze")
+	h.l.to = append(h.l.to, to)
+	return nil
+}
+func (h *heldTest) Window() evidence.Window                { return evidence.Window{} }
+func (h *heldTest) Read(func(*evidence.Packet) bool) error { return nil }
+func (h *heldTest) Chunks() iter.Seq2[[]byte, error]       { return nothing }
+func (h *heldTest) Revoked() bool                          { return h.l.revoked }
+func (h *heldTest) Release()                               { h.l.note("release") }
 
 func firing() evidence.Firing { return evidence.Firing{Trigger: "resets", Time: time.Now()} }
 
@@ -55,7 +77,7 @@ func TestKeeperTellsAfterItIsDurable(t *testing.T) {
 		start := time.Now()
 		o, joined := l.keeper().fire(firing(), 5*time.Second)
 		<-o.done
-		want := []string{"look", "look", "freeze", "put", "release", "tell"}
+		want := []string{"hold", "look", "look", "freeze", "put", "release", "tell"}
 		if joined || !slices.Equal(l.did, want) {
 			t.Errorf("joined %v, did %v, want %v", joined, l.did, want)
 		}
@@ -127,8 +149,21 @@ func TestKeeperFailedPutIsNotTold(t *testing.T) {
 		l := &ledger{fail: errors.New("disk full")}
 		o, _ := l.keeper().fire(firing(), time.Second)
 		<-o.done
-		want := []string{"look", "look", "freeze", "put", "release", "failed"}
+		want := []string{"hold", "look", "look", "freeze", "put", "release", "failed"}
 		if !slices.Equal(l.did, want) || !errors.Is(o.err, l.fail) {
+			t.Errorf("did %v, error %v", l.did, o.err)
+		}
+	})
+}
+
+// Where packets were lost between two passes, what was stored is judged again.
+func TestKeeperJudgesWhatIsStored(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &ledger{revoked: true}
+		o, _ := l.keeper().fire(firing(), time.Second)
+		<-o.done
+		want := []string{"hold", "look", "look", "freeze", "put", "put", "release", "tell"}
+		if !slices.Equal(l.did, want) || o.err != nil {
 			t.Errorf("did %v, error %v", l.did, o.err)
 		}
 	})

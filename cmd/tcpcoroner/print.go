@@ -9,28 +9,21 @@ import (
 
 	"github.com/dustin/go-humanize"
 
+	"tcpcoroner/evidence"
 	"tcpcoroner/exporter/api"
+	"tcpcoroner/recorder"
 )
 
 // writeStatus prints the daemon's state for a terminal.
 func writeStatus(w io.Writer, s *api.Status) error {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	line := func(name, format string, args ...any) { fmt.Fprintf(t, "%s\t%s\n", name, fmt.Sprintf(format, args...)) }
+	t, line := statusTable(w)
 	health := "ok"
 	if !s.Healthy {
 		health = "PROBLEM: " + strings.Join(s.Problems, "; ")
 	}
 	line("health", "%s", health)
 	line("daemon", "version %s, pid %d, up %s on %s", s.Version, s.PID, time.Since(s.Started).Round(time.Second), s.Host.Name)
-	r := s.Recorder
-	var names []string
-	for _, i := range r.Interfaces {
-		names = append(names, i.Name)
-	}
-	line("interfaces", "%s", strings.Join(names, " "))
-	line("buffer", "%.0f s held in %s of %s", r.HeldSeconds, humanize.IBytes(r.BufferBytes), humanize.IBytes(r.BudgetBytes))
-	line("packets", "%s seen, %s kept, %d dropped by the kernel, %d lost, %s evicted, %d RST",
-		humanize.Comma(int64(r.Seen)), humanize.Comma(int64(r.Kept)), r.Dropped, r.Lost, humanize.Comma(int64(r.Evicted)), r.Resets)
+	writeRecorder(line, &s.Recorder, time.Since(s.Started))
 	for _, g := range s.Triggers {
 		line("trigger "+g.Name, "%s", triggerLine(&g))
 	}
@@ -40,6 +33,103 @@ func writeStatus(w io.Writer, s *api.Status) error {
 		line("missing", "%s: %s %s", m.What, m.Why, m.Fix)
 	}
 	return t.Flush()
+}
+
+// printLine prints a line of the status: its name, and the rest of it.
+type printLine func(name, format string, args ...any)
+
+func statusTable(w io.Writer) (*tabwriter.Writer, printLine) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	return t, func(name, format string, args ...any) { fmt.Fprintf(t, "%s\t%s\n", name, fmt.Sprintf(format, args...)) }
+}
+
+// writeRecorder prints what is always worth a line, and of the rest what there is.
+func writeRecorder(line printLine, r *api.RecorderStatus, up time.Duration) {
+	w := evidence.Window{Interfaces: r.Interfaces, Namespaces: r.Namespaces}
+	var names, spaces []string
+	for _, i := range r.Interfaces {
+		names = append(names, w.InterfaceOf(&evidence.Packet{Interface: i.Index, Namespace: i.Namespace}))
+	}
+	for _, n := range r.Namespaces {
+		spaces = append(spaces, n.Label())
+	}
+	if len(names) == 0 {
+		names = []string{"none yet"}
+	}
+	line("interfaces", "%s", strings.Join(names, " "))
+	if len(spaces) > 0 {
+		line("namespaces", "%s", strings.Join(spaces, " "))
+	}
+	line("buffer", "%s", bufferLine(r))
+	line("packets", "%s", packetsLine(r))
+	line("level", "%s", levelLine(r, up))
+	if r.Gaps > 0 {
+		line("gaps", "%s since the start, %s packets lost in them", humanize.Comma(int64(r.Gaps)), humanize.Comma(int64(r.GapsLost)))
+	}
+	if t := r.SelfTest; t != nil {
+		verdict := "ok"
+		if !t.OK {
+			verdict = "FAILED"
+		}
+		line("self-test", "%s at %s: %s", verdict, t.Time.UTC().Format(stampUTC), t.Text)
+	}
+}
+
+// stampUTC is a moment as the list of incidents shows it.
+const stampUTC = time.DateTime + " UTC"
+
+func bufferLine(r *api.RecorderStatus) string {
+	text := fmt.Sprintf("%.0f s held: %s packets", r.HeldSeconds, humanize.Comma(int64(r.HeldPackets)))
+	if r.HeldPackets > 0 && r.HeldBytes > 0 {
+		text += fmt.Sprintf(" at %.1f bytes", float64(r.HeldBytes)/float64(r.HeldPackets))
+	}
+	text += fmt.Sprintf("; %s of %s used, %s of it by the ring",
+		humanize.IBytes(r.BufferBytes), humanize.IBytes(r.BudgetBytes), humanize.IBytes(r.RingBytes))
+	if r.PinnedBytes > 0 {
+		text += ", " + humanize.IBytes(r.PinnedBytes) + " frozen"
+	}
+	if r.RevokedChunks > 0 {
+		text += fmt.Sprintf("; %d frozen chunks made room for newer packets", r.RevokedChunks)
+	}
+	return text
+}
+
+func packetsLine(r *api.RecorderStatus) string {
+	text := fmt.Sprintf("%s seen, %s kept", humanize.Comma(int64(r.Seen)), humanize.Comma(int64(r.Kept)))
+	if r.Sightings > 0 {
+		text += fmt.Sprintf(" (%s seen again)", humanize.Comma(int64(r.Sightings)))
+	}
+	if r.Skipped > 0 {
+		text += fmt.Sprintf(", %s skipped", humanize.Comma(int64(r.Skipped)))
+	}
+	return text + fmt.Sprintf(", %d dropped by the kernel, %s evicted, %d RST", r.Dropped, humanize.Comma(int64(r.Evicted)), r.Resets)
+}
+
+// levelLine tells what is recorded, and what that costs.
+func levelLine(r *api.RecorderStatus, up time.Duration) string {
+	text := r.Level
+	if r.Level != recorder.LevelFull.String() {
+		text += " since " + r.LevelSince.UTC().Format(stampUTC) + ": " + meaning(r.Level)
+	}
+	if up > 0 {
+		text += fmt.Sprintf("; uses %.2f %% of a core on average", 100*r.CPUSeconds/up.Seconds())
+	}
+	if r.CPUBudget > 0 {
+		text += fmt.Sprintf(", %g %% allowed", 100*r.CPUBudget)
+	}
+	if r.LevelChanges > 0 {
+		text += fmt.Sprintf("; %d changes", r.LevelChanges)
+	}
+	return text
+}
+
+func meaning(level string) string {
+	for l := recorder.LevelFull; l <= recorder.LevelControl; l++ {
+		if l.String() == level {
+			return l.Meaning()
+		}
+	}
+	return "a level that this release does not know"
 }
 
 func triggerLine(g *api.TriggerStatus) string {

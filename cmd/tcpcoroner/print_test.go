@@ -1,8 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"testing"
+	"time"
 
+	"github.com/google/go-cmp/cmp"
+
+	"tcpcoroner/evidence"
 	"tcpcoroner/exporter/api"
 )
 
@@ -19,5 +24,74 @@ func TestTriggerLine(t *testing.T) {
 		if got := triggerLine(&tt.in); got != tt.want {
 			t.Errorf("%q, want %q", got, tt.want)
 		}
+	}
+}
+
+func healthyRecorder() api.RecorderStatus {
+	return api.RecorderStatus{
+		Interfaces: []evidence.Interface{{Index: 1, Name: "lo"}, {Index: 2, Name: "eth0"}},
+		Seen:       1234567, Kept: 1234567, Evicted: 34567, Resets: 60,
+		Level: "full", CPUSeconds: 0.42, CPUBudget: 0.02,
+		BufferBytes: 34 << 20, BudgetBytes: 64 << 20, RingBytes: 16 << 20,
+		HeldPackets: 1200000, HeldBytes: 11400000, HeldSeconds: 48.2,
+		SelfTest: &api.SelfTestStatus{Time: time.Unix(1790000000, 0), OK: true, Text: "a reset on loopback was seen by capture and counters"},
+	}
+}
+
+func TestWriteRecorder(t *testing.T) {
+	tests := []struct {
+		name   string
+		change func(*api.RecorderStatus)
+		want   string
+	}{
+		{"healthy", func(*api.RecorderStatus) {}, `interfaces  lo eth0
+buffer      48 s held: 1,200,000 packets at 9.5 bytes; 34 MiB of 64 MiB used, 16 MiB of it by the ring
+packets     1,234,567 seen, 1,234,567 kept, 0 dropped by the kernel, 34,567 evicted, 60 RST
+level       full; uses 0.42 % of a core on average, 2 % allowed
+self-test   ok at 2026-09-21 14:13:20 UTC: a reset on loopback was seen by capture and counters
+`},
+		{"in need", func(r *api.RecorderStatus) {
+			r.Interfaces = append(r.Interfaces, evidence.Interface{Namespace: 1, Index: 2, Name: "eth0"})
+			r.Namespaces = []evidence.Namespace{{Index: 1, Inode: 4026532000, Path: "/run/netns/blue"}}
+			r.Sightings, r.Skipped, r.Dropped, r.PinnedBytes, r.RevokedChunks = 1000, 4321, 7, 8<<20, 2
+			r.Level, r.LevelSince, r.LevelChanges = "control", time.Unix(1790000060, 0), 3
+			r.Gaps, r.GapsLost = 5, 4328
+			r.SelfTest.OK, r.SelfTest.Text = false, "a reset from 127.0.0.1:4711 was made, and the capture did not see it"
+		}, `interfaces  lo eth0 eth0@blue
+namespaces  blue
+buffer      48 s held: 1,200,000 packets at 9.5 bytes; 34 MiB of 64 MiB used, 16 MiB of it by the ring, 8.0 MiB frozen; 2 frozen chunks made room for newer packets
+packets     1,234,567 seen, 1,234,567 kept (1,000 seen again), 4,321 skipped, 7 dropped by the kernel, 34,567 evicted, 60 RST
+level       control since 2026-09-21 14:14:20 UTC: only SYN, FIN, RST and ICMP are recorded; uses 0.42 % of a core on average, 2 % allowed; 3 changes
+gaps        5 since the start, 4,328 packets lost in them
+self-test   FAILED at 2026-09-21 14:13:20 UTC: a reset from 127.0.0.1:4711 was made, and the capture did not see it
+`},
+		{"no bound, no self-test, nothing held", func(r *api.RecorderStatus) {
+			*r = api.RecorderStatus{Level: "full", BufferBytes: 22 << 20, BudgetBytes: 64 << 20, RingBytes: 16 << 20}
+		}, `interfaces  none yet
+buffer      0 s held: 0 packets; 22 MiB of 64 MiB used, 16 MiB of it by the ring
+packets     0 seen, 0 kept, 0 dropped by the kernel, 0 evicted, 0 RST
+level       full; uses 0.00 % of a core on average
+`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			r := healthyRecorder()
+			tt.change(&r)
+			var out bytes.Buffer
+			table, line := statusTable(&out)
+			writeRecorder(line, &r, 100*time.Second)
+			if err := table.Flush(); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.want, out.String()); diff != "" {
+				t.Errorf("status (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestMeaning(t *testing.T) {
+	if got := meaning("paused"); got != "a level that this release does not know" {
+		t.Errorf("an unknown level means %q", got)
 	}
 }

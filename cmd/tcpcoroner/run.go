@@ -38,7 +38,7 @@ func runCommand(e *env) *cobra.Command {
 }
 
 func (e *env) record(ctx context.Context, cfg config, data string) error {
-	limitMemory(cfg.Recorder.Memory, e.getenv)
+	limitMemory(e.getenv)
 	log := slog.New(slog.NewTextHandler(e.stderr, nil))
 	d, err := build(ctx, cfg, data, e.socket, log)
 	if err != nil {
@@ -46,7 +46,7 @@ func (e *env) record(ctx context.Context, cfg config, data string) error {
 	}
 	ready := func() {
 		log.Info("recording", "version", version, "socket", e.socket, "data", data,
-			"buffer", cfg.Recorder.Memory.String(), "export", d.exportLine())
+			"memory", size(d.sizes.memory).String(), "export", d.exportLine())
 	}
 	return errors.Join(d.run(ctx, ready), d.close())
 }

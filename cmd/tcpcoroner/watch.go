@@ -35,6 +35,8 @@ func (d *daemon) watch(ctx context.Context, ready func()) error {
 		case now := <-ticker.C:
 			d.sample(now)
 			d.check(now)
+			d.prober.tick(now)
+			d.lookAround(now)
 			pulse(now)
 			if now.Sub(retained) >= retainEvery {
 				retained = now

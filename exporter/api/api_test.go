@@ -3,6 +3,7 @@ package api_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"net"
@@ -10,6 +11,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"tcpcoroner/evidence"
 	"tcpcoroner/exporter/api"
@@ -153,5 +157,58 @@ func TestListen(t *testing.T) {
 	}
 	if err := s.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// The names are read by scripts: `tcpcoroner status --json`.
+func TestRecorderStatusJSON(t *testing.T) {
+	at := time.Unix(1790000000, 0).UTC()
+	whole := api.RecorderStatus{
+		Interfaces: []evidence.Interface{{Index: 2, Name: "eth0", LinkType: 1}},
+		Namespaces: []evidence.Namespace{{Index: 1, Inode: 4026532000, Path: "/run/netns/blue"}},
+		Seen:       1, Kept: 2, Sightings: 3, Skipped: 4, Dropped: 5, Evicted: 6, Resets: 7, Gaps: 8, GapsLost: 9,
+		Level: "plain", LevelSince: at, LevelChanges: 10, CPUSeconds: 1.5, CPUBudget: 0.02,
+		BufferBytes: 11, BudgetBytes: 12, RingBytes: 13, HeldPackets: 14, HeldBytes: 15, HeldSeconds: 16,
+		PinnedBytes: 17, RevokedChunks: 18, HoldSeconds: 0.25, SelfTest: &api.SelfTestStatus{Time: at, OK: true, Text: "seen"},
+	}
+	tests := []struct {
+		name string
+		in   api.RecorderStatus
+		want string
+	}{
+		{"all", whole, `{"interfaces":[{"index":2,"name":"eth0","link_type":1}],
+			"namespaces":[{"index":1,"inode":4026532000,"path":"/run/netns/blue"}],
+			"seen":1,"kept":2,"sightings":3,"skipped":4,"dropped_by_kernel":5,"evicted":6,"resets":7,"gaps":8,"gaps_lost":9,
+			"level":"plain","level_since":"2026-09-21T14:13:20Z","level_changes":10,"cpu_seconds":1.5,"cpu_budget":0.02,
+			"buffer_bytes":11,"budget_bytes":12,"ring_bytes":13,"held_packets":14,"held_bytes":15,"held_seconds":16,
+			"pinned_bytes":17,"revoked_chunks":18,"hold_seconds":0.25,
+			"self_test":{"time":"2026-09-21T14:13:20Z","ok":true,"text":"seen"}}`},
+		{"nothing yet", api.RecorderStatus{Interfaces: []evidence.Interface{}, Level: "full"}, `{"interfaces":[],
+			"seen":0,"kept":0,"sightings":0,"skipped":0,"dropped_by_kernel":0,"evicted":0,"resets":0,"gaps":0,"gaps_lost":0,
+			"level":"full","level_changes":0,"cpu_seconds":0,"cpu_budget":0,
+			"buffer_bytes":0,"budget_bytes":0,"ring_bytes":0,"held_packets":0,"held_bytes":0,"held_seconds":0,
+			"pinned_bytes":0,"revoked_chunks":0,"hold_seconds":0}`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := json.Marshal(tt.in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var want bytes.Buffer
+			if err := json.Compact(&want, []byte(tt.want)); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(want.String(), string(got)); diff != "" {
+				t.Errorf("JSON (-want +got):\n%s", diff)
+			}
+			var back api.RecorderStatus
+			if err := json.Unmarshal(got, &back); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.in, back); diff != "" {
+				t.Errorf("round trip (-want +got):\n%s", diff)
+			}
+		})
 	}
 }

@@ -26,19 +26,66 @@ type Status struct {
 // SchemaStatus names the JSON layout of a Status.
 const SchemaStatus = "tcpcoroner.status/v1"
 
-// RecorderStatus holds the flight buffer's counters, in packets unless named.
+// RecorderStatus holds the flight buffer's counters since the daemon's start, in
+// packets unless named.
 type RecorderStatus struct {
 	Interfaces []evidence.Interface `json:"interfaces"`
+	// Namespaces are those that are recorded beside the daemon's own.
+	Namespaces []evidence.Namespace `json:"namespaces,omitempty"`
 	Seen       uint64               `json:"seen"`
 	Kept       uint64               `json:"kept"`
-	Dropped    uint64               `json:"dropped_by_kernel"`
-	// Lost packets found the memory pinned by freezes.
-	Lost        uint64  `json:"lost"`
-	Evicted     uint64  `json:"evicted"`
-	Resets      uint64  `json:"resets"`
-	BufferBytes uint64  `json:"buffer_bytes"`
-	BudgetBytes uint64  `json:"budget_bytes"`
+	// Sightings are those of the kept that showed a packet again, on another
+	// interface or on its way out.
+	Sightings uint64 `json:"sightings"`
+	// Skipped packets were given up to keep the CPU budget; Dropped ones found no
+	// room in the kernel's ring.
+	Skipped uint64 `json:"skipped"`
+	Dropped uint64 `json:"dropped_by_kernel"`
+	Evicted uint64 `json:"evicted"`
+	// Resets are TCP segments with the RST bit, each counted once.
+	Resets uint64 `json:"resets"`
+	// Gaps counts the stretches of time in which packets may be missing and the
+	// changes of level, GapsLost the packets that are known to be missing in them.
+	Gaps     uint64 `json:"gaps"`
+	GapsLost uint64 `json:"gaps_lost"`
+	// Level is how much is recorded, since LevelSince: "full", "plain", "hold" or
+	// "control"; see tcpcoroner.yaml(5), recorder.cpu. LevelChanges counts.
+	Level        string    `json:"level"`
+	LevelSince   time.Time `json:"level_since,omitzero"`
+	LevelChanges uint64    `json:"level_changes"`
+	// CPUSeconds is the CPU time of the recording thread, and CPUBudget what it may
+	// use, as a part of one core (0.02 is 2 %); 0 is no bound.
+	CPUSeconds float64 `json:"cpu_seconds"`
+	CPUBudget  float64 `json:"cpu_budget"`
+	// BufferBytes of BudgetBytes (recorder.memory) are taken: by history, frozen
+	// chunks, the open chunk, and RingBytes of it by the kernel's rings.
+	BufferBytes uint64 `json:"buffer_bytes"`
+	BudgetBytes uint64 `json:"budget_bytes"`
+	RingBytes   uint64 `json:"ring_bytes"`
+	// HeldPackets are in memory and span HeldSeconds; the sealed ones of them take
+	// HeldBytes.
+	HeldPackets uint64  `json:"held_packets"`
+	HeldBytes   uint64  `json:"held_bytes"`
 	HeldSeconds float64 `json:"held_seconds"`
+	// PinnedBytes are wanted by freezes; RevokedChunks were, and made room for newer
+	// packets.
+	PinnedBytes   uint64 `json:"pinned_bytes"`
+	RevokedChunks uint64 `json:"revoked_chunks"`
+	// HoldSeconds is how long the last freeze took until nothing of it could be lost
+	// any more.
+	HoldSeconds float64 `json:"hold_seconds"`
+	// SelfTest is the last one; nil before the first, and if there are none.
+	SelfTest *SelfTestStatus `json:"self_test,omitempty"`
+}
+
+// SelfTestStatus tells whether capture and counters saw a reset that was made on
+// loopback to see whether they do.
+type SelfTestStatus struct {
+	// Time is when the reset was made.
+	Time time.Time `json:"time,omitzero"`
+	OK   bool      `json:"ok"`
+	// Text says what was seen, or what was not.
+	Text string `json:"text"`
 }
 
 // TriggerStatus is one trigger's state.

@@ -42,7 +42,9 @@ func sectionComment(inc *evidence.Incident, win *evidence.Window) string {
 	if c.Settle != "" {
 		lines = append(lines, "would settle it: "+c.Settle)
 	}
-	lines = append(lines, fmt.Sprintf("%d packets; headers only, of a RST up to %d bytes of payload", len(win.Packets), evidence.MaxResetPayload))
+	lines = append(lines, fmt.Sprintf("%d packets; headers only, of a RST up to %d bytes of payload", win.PacketCount, evidence.MaxResetPayload),
+		"TCP checksums of segments with payload are not kept: 0 stands for them, and is no error",
+		"a packet that was seen on several interfaces stands once for each; only the first of each: sll.unused[-2:1] == 00")
 	if !win.HeldFrom.IsZero() {
 		lines = append(lines, "the buffer held packets only from "+win.HeldFrom.UTC().Format(time.RFC3339Nano))
 	}
@@ -119,11 +121,18 @@ func owner(f *evidence.Flow) string {
 	return s
 }
 
-const gapPrefix = application + ": gap from "
+const (
+	gapPrefix   = application + ": gap from "
+	gapComplete = " (nothing is missing)"
+)
 
 func gapComment(g evidence.Gap) string {
-	return clean(fmt.Sprintf("%s%s to %s lost %d: %s", gapPrefix,
-		g.From.UTC().Format(time.RFC3339Nano), g.To.UTC().Format(time.RFC3339Nano), g.Lost, g.Reason))
+	note := ""
+	if g.Complete {
+		note = gapComplete
+	}
+	return clean(fmt.Sprintf("%s%s to %s lost %d%s: %s", gapPrefix,
+		g.From.UTC().Format(time.RFC3339Nano), g.To.UTC().Format(time.RFC3339Nano), g.Lost, note, g.Reason))
 }
 
 // parseGap reads what gapComment wrote.
@@ -134,6 +143,7 @@ func parseGap(comment string) (g evidence.Gap, ok bool) {
 	}
 	var from, to string
 	head, reason, ok := strings.Cut(rest, ": ")
+	head, g.Complete = strings.CutSuffix(head, gapComplete)
 	if _, err := fmt.Sscanf(head, "%s to %s lost %d", &from, &to, &g.Lost); !ok || err != nil {
 		return g, false
 	}
@@ -142,4 +152,32 @@ func parseGap(comment string) (g evidence.Gap, ok bool) {
 	g.To, errTo = time.Parse(time.RFC3339Nano, to)
 	g.Reason = reason
 	return g, errFrom == nil && errTo == nil
+}
+
+const namespaceFormat = "network namespace %d, inode %d: "
+
+// namespaceText describes an interface's namespace; it is empty for the
+// recorder's own.
+func namespaceText(win *evidence.Window, index uint16) string {
+	if index == 0 {
+		return ""
+	}
+	n := evidence.Namespace{Index: index}
+	for _, o := range win.Namespaces {
+		if o.Index == index {
+			n = o
+		}
+	}
+	return clean(fmt.Sprintf(namespaceFormat+"%s", n.Index, n.Inode, n.Path))
+}
+
+// parseNamespace reads what namespaceText wrote.
+func parseNamespace(description string) (n evidence.Namespace, ok bool) {
+	head, path, ok := strings.Cut(description, ": ")
+	if !ok {
+		return n, false
+	}
+	got, err := fmt.Sscanf(head+": ", namespaceFormat, &n.Index, &n.Inode)
+	n.Path = path
+	return n, err == nil && got == 2 && n.Index != 0
 }

@@ -52,31 +52,37 @@ type frame struct {
 	index uint32
 	mac   [6]byte
 	vlan  [2]uint16
+	// marks are the bytes behind an address of 6 bytes.
+	marks [2]uint8
 	// skip tells that it holds no IP, or is a copy that the recorder does not keep.
 	skip bool
 }
 
 // appendFrame appends a packet in the frame of LINKTYPE_LINUX_SLL2: of all link
 // types the one that holds direction, ifindex and sender's address. VLAN tags
-// stand behind it, as an Ethernet frame has them; their length is returned.
+// stand behind it, as an Ethernet frame has them; their length is returned. The
+// address has 8 bytes of which Ethernet uses 6: the last two say the Sighting and
+// the state of the checksum, without a comment on every packet.
 func appendFrame(b []byte, p *evidence.Packet, header []byte) (framed []byte, tags int) {
 	ether := uint16(etherIPv4)
 	if len(header) > 0 && header[0]>>4 == 6 {
 		ether = etherIPv6
 	}
-	types := append(tagTypes(p.VLAN), ether)
+	var types [3]uint16
+	n := copy(types[:], tagTypes(p.VLAN))
+	types[n] = ether
 	b = binary.BigEndian.AppendUint16(b, types[0])
 	b = append(b, 0, 0)
 	b = binary.BigEndian.AppendUint32(b, p.Interface)
 	b = binary.BigEndian.AppendUint16(b, p.LinkType)
 	b = append(b, packetType(p.Direction), addressBytes(p))
 	b = append(b, p.SrcMAC[:]...)
-	b = append(b, 0, 0)
-	for i, inner := range types[1:] {
+	b = append(b, p.Sighting, byte(p.Checksum))
+	for i, inner := range types[1 : n+1] {
 		b = binary.BigEndian.AppendUint16(b, p.VLAN[i])
 		b = binary.BigEndian.AppendUint16(b, inner)
 	}
-	return append(b, header...), 4 * (len(types) - 1)
+	return append(b, header...), 4 * n
 }
 
 // tagTypes are the EtherTypes of the tags. The recorder does not keep them: the
@@ -84,12 +90,14 @@ func appendFrame(b []byte, p *evidence.Packet, header []byte) (framed []byte, ta
 func tagTypes(tci [2]uint16) []uint16 {
 	switch {
 	case tci[1] != 0:
-		return []uint16{etherQinQ, etherVLAN}
+		return twoTags[:]
 	case tci[0] != 0:
-		return []uint16{etherVLAN}
+		return twoTags[1:]
 	}
 	return nil
 }
+
+var twoTags = [...]uint16{etherQinQ, etherVLAN}
 
 func packetType(d evidence.Direction) byte {
 	switch d {
@@ -162,7 +170,7 @@ func parseSLL2(b []byte) (f frame, err error) {
 	if err := needBytes("linux cooked v2", b, sll2Header); err != nil {
 		return f, err
 	}
-	f = frame{ip: sll2Header, index: binary.BigEndian.Uint32(b[4:]), linkType: binary.BigEndian.Uint16(b[8:])}
+	f = frame{ip: sll2Header, index: binary.BigEndian.Uint32(b[4:]), linkType: binary.BigEndian.Uint16(b[8:]), marks: [2]uint8(b[18:20])}
 	f.cooked(uint16(b[10]), uint16(b[11]), b[12:18])
 	return f, f.tags(b, binary.BigEndian.Uint16(b))
 }

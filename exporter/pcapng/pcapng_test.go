@@ -86,7 +86,7 @@ func recorded(t testing.TB, millis int, d evidence.Direction, whole []byte) evid
 }
 
 // sample is an incident whose window has one packet of each shape. Packets 5 and
-// 9 are RSTs.
+// 9 are RSTs, 10 and 11 are 9 again: on a bridge, and in another namespace.
 func sample(t testing.TB) (*evidence.Incident, *evidence.Window) {
 	t.Helper()
 	data := segment(t, client, server, evidence.PSH|evidence.ACK, secret)
@@ -96,7 +96,10 @@ func sample(t testing.TB) (*evidence.Incident, *evidence.Window) {
 			{Index: 2, Name: "eth0", LinkType: arphrdEther},
 			{Index: 1, Name: "lo", LinkType: arphrdLoopback},
 			{Index: 7, Name: "tun0", LinkType: arphrdNone},
+			{Index: 9, Name: "br0", LinkType: arphrdEther},
+			{Namespace: 3, Index: 2, Name: "eth0", LinkType: arphrdEther},
 		},
+		Namespaces: []evidence.Namespace{{Index: 3, Inode: 4026532456, Path: "/run/netns/blue"}},
 		Gaps: []evidence.Gap{
 			{From: start.Add(10 * time.Millisecond), To: start.Add(25 * time.Millisecond), Lost: 14, Reason: "ring full"},
 			{From: start.Add(2 * time.Second), To: start.Add(3 * time.Second), Reason: "restart: uncounted"},
@@ -111,13 +114,21 @@ func sample(t testing.TB) (*evidence.Incident, *evidence.Window) {
 			recorded(t, 60, evidence.DirectionUnknown, segment(t, client, server, evidence.ACK, "")),
 			recorded(t, 70, evidence.Received, segment(t, six, six2, evidence.PSH|evidence.ACK, secret)),
 			recorded(t, 80, evidence.Received, segment(t, six2, six, evidence.RST, "")),
+			recorded(t, 80, evidence.Received, segment(t, six2, six, evidence.RST, "")),
+			recorded(t, 80, evidence.Received, segment(t, six2, six, evidence.RST, "")),
 		},
 	}
 	w.Packets[5].Interface, w.Packets[5].LinkType, w.Packets[5].SrcMAC = 1, arphrdLoopback, [6]byte{}
 	w.Packets[6].Interface, w.Packets[6].LinkType, w.Packets[6].SrcMAC = 7, arphrdNone, [6]byte{}
 	w.Packets[7].VLAN = [2]uint16{0x2064}
 	w.Packets[8].VLAN = [2]uint16{100, 200}
-	w.PacketCount, w.ResetCount = len(w.Packets), 2
+	w.Packets[0].Checksum, w.Packets[1].Checksum = evidence.ChecksumTrusted, evidence.ChecksumPartial
+	w.Packets[9].Interface, w.Packets[9].Sighting = 9, 1
+	w.Packets[10].Namespace = 3
+	for i := range w.Packets {
+		w.Packets[i].Number = i + 1
+	}
+	w.PacketCount, w.ResetCount = len(w.Packets), 3
 	return incident(t), w
 }
 
@@ -177,7 +188,9 @@ func TestComments(t *testing.T) {
 	info := r.SectionInfo()
 	want := "incident 01JABCDEFGHJKMNPQRSTVWXYZ0 on web1 at 2025-03-01T02:13:00.123456789Z\n" +
 		"verdict: app aborted the connection [proven]\ntrigger resets: 61 resets in 10 s\n" +
-		"would settle it: the application's log\n9 packets; headers only, of a RST up to 64 bytes of payload\n" +
+		"would settle it: the application's log\n11 packets; headers only, of a RST up to 64 bytes of payload\n" +
+		"TCP checksums of segments with payload are not kept: 0 stands for them, and is no error\n" +
+		"a packet that was seen on several interfaces stands once for each; only the first of each: sll.unused[-2:1] == 00\n" +
 		"2 gaps, 14 packets lost on all interfaces together"
 	if diff := cmp.Diff(want, info.Comment); diff != "" {
 		t.Errorf("section comment (-want +got):\n%s", diff)
@@ -204,7 +217,7 @@ func TestComments(t *testing.T) {
 		5: {"tcpcoroner: f1: app aborted the connection [proven]; for: the RST has the socket's IP ID (packet); " +
 			"for: TCPAbortOnClose rose by 1 (counter); owner: pid 4711 app [31m of app.service, known by inet_diag at the firing; " +
 			"would settle it: the application's log"},
-		9: {"tcpcoroner: gap from 2025-03-01T02:13:02.123456789Z to 2025-03-01T02:13:03.123456789Z lost 0: restart: uncounted"},
+		11: {"tcpcoroner: gap from 2025-03-01T02:13:02.123456789Z to 2025-03-01T02:13:03.123456789Z lost 0: restart: uncounted"},
 	}
 	if diff := cmp.Diff(wantComments, comments); diff != "" {
 		t.Errorf("comments (-want +got):\n%s", diff)
@@ -274,7 +287,7 @@ func TestReadLinkTypes(t *testing.T) {
 	mac := [6]byte{2, 0, 0, 0, 0, 1}
 	packet := func(index uint32, d evidence.Direction, link uint16, mac [6]byte, vlan ...uint16) evidence.Packet {
 		p := evidence.Packet{
-			Nanos: start.UnixNano(), Interface: index, WireBytes: uint32(len(data)),
+			Number: 1, Nanos: start.UnixNano(), Interface: index, WireBytes: uint32(len(data)),
 			Direction: d, LinkType: link, SrcMAC: mac, Header: head,
 		}
 		copy(p.VLAN[:], vlan)
@@ -372,7 +385,7 @@ func TestReadEveryPrefix(t *testing.T) {
 	file := written(t, nil, second(sample(t)))
 	for n := range file {
 		got, _ := Read(bytes.NewReader(file[:n]))
-		if got.PacketCount > 9 {
+		if got.PacketCount > 11 {
 			t.Fatalf("%d packets of the first %d bytes", got.PacketCount, n)
 		}
 	}
@@ -422,16 +435,65 @@ func FuzzRead(f *testing.F) {
 }
 
 func BenchmarkWrite(b *testing.B) {
-	inc, win := sample(b)
-	for range 10 {
-		win.Packets = append(win.Packets, win.Packets...)
+	_, win := sample(b)
+	f, err := NewWriter(io.Discard, nil, win)
+	if err != nil {
+		b.Fatal(err)
 	}
-	for b.Loop() {
-		if err := Write(io.Discard, inc, win); err != nil {
+	for i := range win.Packets { // every interface is described
+		if err := f.WritePacket(&win.Packets[i]); err != nil {
 			b.Fatal(err)
 		}
 	}
-	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(win.Packets)), "ns/packet")
+	b.ReportAllocs()
+	n := 0
+	for b.Loop() {
+		if err := f.WritePacket(&win.Packets[n%len(win.Packets)]); err != nil {
+			b.Fatal(err)
+		}
+		n++
+	}
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "packets/s")
+}
+
+// TestWriterDoesNotAllocate: ten million packets pass through the same memory.
+func TestWriterDoesNotAllocate(t *testing.T) {
+	_, win := sample(t)
+	f, err := NewWriter(io.Discard, nil, win)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	next := func() {
+		if err := f.WritePacket(&win.Packets[n%len(win.Packets)]); err != nil {
+			t.Fatal(err)
+		}
+		n++
+	}
+	for range win.Packets {
+		next()
+	}
+	if a := testing.AllocsPerRun(1000, next); a > 0 {
+		t.Errorf("WritePacket allocates %v times a packet", a)
+	}
+}
+
+// TestTunnelHeaders: in a tunnel the headers of the segment inside are kept.
+func TestTunnelHeaders(t *testing.T) {
+	inner := segment(t, client, server, evidence.PSH|evidence.ACK, secret)
+	head, _ := headers(inner)
+	ip := &layers.IPv4{Version: 4, TTL: 9, Protocol: layers.IPProtocolUDP, SrcIP: []byte{10, 9, 0, 1}, DstIP: []byte{10, 9, 0, 2}}
+	udp := &layers.UDP{SrcPort: 5555, DstPort: 4789}
+	_ = udp.SetNetworkLayerForChecksum(ip)
+	vxlan := bytesOf(t, ip, udp, &layers.VXLAN{ValidIDFlag: true, VNI: 7},
+		&layers.Ethernet{SrcMAC: make([]byte, 6), DstMAC: make([]byte, 6), EthernetType: layers.EthernetTypeIPv4}, gopacket.Payload(inner))
+	kept, recorded := headers(vxlan)
+	if want := 20 + 8 + 8 + 14 + len(head); len(kept) != want || !recorded {
+		t.Errorf("%d bytes kept, want %d; recorded: %v", len(kept), want, recorded)
+	}
+	if bytes.Contains(kept, []byte("secret")) {
+		t.Error("payload is kept")
+	}
 }
 
 func ExampleWrite() {

@@ -28,8 +28,9 @@ type record struct {
 	info    gopacket.CaptureInfo
 	link    layers.LinkType
 	name    string
+	about   string // description of the interface
 	options pcapgo.NgPacketOptions
-	// own tells that Write wrote it: then it was recorded, whatever it is.
+	// own tells that a Writer wrote it: then it was recorded, whatever it is.
 	own bool
 }
 
@@ -105,7 +106,7 @@ func nextNg(r *pcapgo.NgReader) (record, error) {
 	}
 	i, err := r.Interface(info.InterfaceIndex)
 	return record{
-		data: data, info: info, link: i.LinkType, name: i.Name, options: options,
+		data: data, info: info, link: i.LinkType, name: i.Name, about: i.Description, options: options,
 		own: strings.HasPrefix(r.SectionInfo().Application, application),
 	}, err
 }
@@ -144,7 +145,10 @@ func (b *builder) add(r *record) error {
 	if d, told := flagDirection(r.options.Flags, f.direction); told {
 		p.Direction = d
 	}
-	p.Interface = b.interfaceOf(r, f)
+	if r.own {
+		p.Sighting, p.Checksum = f.marks[0], evidence.ChecksumStatus(f.marks[1])
+	}
+	p.Namespace, p.Interface = b.interfaceOf(r, f)
 	b.win.Packets = append(b.win.Packets, p)
 	return nil
 }
@@ -184,9 +188,10 @@ func (b *builder) addGaps(r *record) {
 	}
 }
 
-// interfaceOf is the ifindex of a record's interface, which it adds to the window.
-// Where the frame has none, they are numbered as the file does, from 1.
-func (b *builder) interfaceOf(r *record, f frame) uint32 {
+// interfaceOf is the namespace and the ifindex of a record's interface, which it
+// adds to the window. Where the frame has none, they are numbered as the file
+// does, from 1.
+func (b *builder) interfaceOf(r *record, f frame) (namespace uint16, index uint32) {
 	i := evidence.Interface{Index: f.index, Name: r.name, LinkType: f.linkType}
 	if i.Index == 0 {
 		i.Index = uint32(r.info.InterfaceIndex) + 1
@@ -194,10 +199,18 @@ func (b *builder) interfaceOf(r *record, f frame) uint32 {
 	if i.Name == "" || i.Name == "any" {
 		i.Name = fmt.Sprintf("if%d", i.Index)
 	}
-	if !slices.ContainsFunc(b.win.Interfaces, func(o evidence.Interface) bool { return o.Index == i.Index }) {
+	if n, ok := parseNamespace(r.about); ok && r.own {
+		i.Namespace = n.Index
+		if !slices.Contains(b.win.Namespaces, n) {
+			b.win.Namespaces = append(b.win.Namespaces, n)
+		}
+		i.Name = strings.TrimSuffix(i.Name, "@"+n.Label())
+	}
+	known := func(o evidence.Interface) bool { return o.Index == i.Index && o.Namespace == i.Namespace }
+	if !slices.ContainsFunc(b.win.Interfaces, known) {
 		b.win.Interfaces = append(b.win.Interfaces, i)
 	}
-	return i.Index
+	return i.Namespace, i.Index
 }
 
 // window orders what was read and counts it.
@@ -207,7 +220,9 @@ func (b *builder) window() evidence.Window {
 	w.PacketCount = len(w.Packets)
 	var s evidence.Segment
 	for i := range w.Packets {
-		if evidence.ParseSegment(&w.Packets[i], &s) == nil && s.Flags.Has(evidence.RST) {
+		p := &w.Packets[i]
+		p.Number = i + 1
+		if p.Sighting == 0 && evidence.ParseSegment(p, &s) == nil && s.Flags.Has(evidence.RST) {
 			w.ResetCount++
 		}
 	}

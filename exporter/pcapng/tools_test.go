@@ -83,7 +83,7 @@ func TestTshark(t *testing.T) {
 	}{
 		{
 			"all resets", fields("tcp.flags.reset==1", "frame.number", "frame.interface_name", "sll.pkttype", "ip.src", "ipv6.src", "tcp.len"),
-			"5|eth0|4|10.0.0.2||64\n9|eth0|0||fd00::2|0\n",
+			"5|eth0|4|10.0.0.2||64\n9|eth0|0||fd00::2|0\n10|br0|0||fd00::2|0\n11|eth0@blue|0||fd00::2|0\n",
 		},
 		{
 			"metadata", fields("frame.number <= 7", "frame.number", "sll.ifindex", "sll.hatype", "sll.pkttype", "sll.src.eth", "frame.len", "frame.time_epoch"),
@@ -96,6 +96,8 @@ func TestTshark(t *testing.T) {
 			"vlan", fields("vlan || ieee8021ad", "frame.number", "vlan.id", "vlan.priority", "ieee8021ad.id", "ipv6.flow"),
 			"8|100|1||0x012345\n9|200|0|100|0x012345\n",
 		},
+		{"only the first of several sightings", fields("tcp.flags.reset==1 && sll.unused[-2:1] == 00", "frame.number"), "5\n9\n11\n"},
+		{"a link without addresses", fields("frame.number == 7 && sll.unused[-2:1] == 00", "frame.number"), "7\n"},
 		{"direction", fields("frame.packet_flags_direction == 2", "frame.number"), "2\n5\n"},
 		{"comments", fields(`frame.comment contains "app aborted"`, "frame.number"), "5\n"},
 		{"lost packets", fields("frame.drop_count", "frame.number", "frame.drop_count"), "4|14\n"},
@@ -112,8 +114,8 @@ func TestCapinfos(t *testing.T) {
 	got := run(t, "capinfos", "-M", sampleFile(t))
 	for _, want := range []string{
 		"File type:           pcapng", "File encapsulation:  linux-sll2", "File timestamp precision:  nanoseconds (9)",
-		"Number of packets:   9", "Capture application: tcpcoroner 1.0", "verdict: app aborted the connection [proven]",
-		"Number of interfaces in file: 3", "Name = eth0", "Strict time order:   True",
+		"Number of packets:   11", "Capture application: tcpcoroner 1.0", "verdict: app aborted the connection [proven]",
+		"Number of interfaces in file: 5", "Name = eth0", "Strict time order:   True",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("capinfos does not say %q:\n%s", want, got)

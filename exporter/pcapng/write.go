@@ -7,15 +7,12 @@
 package pcapng
 
 import (
+	"bufio"
 	"fmt"
 	"io"
+	"math"
 	"runtime"
 	"slices"
-	"time"
-
-	"github.com/gopacket/gopacket"
-	"github.com/gopacket/gopacket/layers"
-	"github.com/gopacket/gopacket/pcapgo"
 
 	"tcpcoroner/evidence"
 )
@@ -23,154 +20,236 @@ import (
 // application names the writer in the section header.
 const application = "tcpcoroner"
 
-// writer writes one window.
-type writer struct {
-	ng  *pcapgo.NgWriter
+// writeBuffer is the size of the pieces that are written.
+const writeBuffer = 64 << 10
+
+// Writer writes one window, packet by packet, in memory that does not grow with
+// their number. It must not be used concurrently.
+type Writer struct {
+	w   *bufio.Writer
 	win *evidence.Window
-	// ids are the numbers of the interfaces in the file, by ifindex; kept counts
-	// their packets.
-	ids      map[uint32]int
-	kept     []uint64
+	// ids are the numbers of the interfaces in the file.
+	ids      map[interfaceID]int
+	kept     []uint64 // packets of each
 	comments map[int][]string
 	gaps     []evidence.Gap
-	buf      []byte
+	block    block
+	// pending tells that block holds a packet that is not complete: gaps that end
+	// behind the last packet are told by its comments.
+	pending bool
+	written int
+	last    int64 // the time of the last packet
+	err     error
 }
 
-// Write writes win as pcapng. inc gives the comments and may be nil; win is a
-// parameter of its own because an incident is stored without its packets.
-// Packet n of the window is packet n of the file. Neither is changed or kept.
-func Write(w io.Writer, inc *evidence.Incident, win *evidence.Window) error {
+type interfaceID struct {
+	namespace uint16
+	index     uint32
+}
+
+// NewWriter begins a capture file of a window. inc gives the comments and may be
+// nil; of win its Packets are not read. Neither is changed, win is kept until
+// Close. The packets come by WritePacket, and Close completes the file.
+func NewWriter(w io.Writer, inc *evidence.Incident, win *evidence.Window) (*Writer, error) {
 	if inc == nil {
 		inc = &evidence.Incident{}
 	}
-	f := &writer{win: win, ids: map[uint32]int{}, comments: comments(inc), gaps: slices.Clone(win.Gaps)}
+	f := &Writer{
+		w: bufio.NewWriterSize(w, writeBuffer), win: win, ids: map[interfaceID]int{},
+		comments: comments(inc), gaps: slices.Clone(win.Gaps),
+	}
 	slices.SortStableFunc(f.gaps, func(a, b evidence.Gap) int { return a.To.Compare(b.To) })
-	if err := f.begin(w, inc); err != nil {
-		return fmt.Errorf("write capture header: %w", err)
+	f.block.begin(blockSection)
+	f.block.u32(byteOrderMagic)
+	f.block.u32(1)              // version 1.0
+	f.block.u32(math.MaxUint32) // the length of the section is not known
+	f.block.u32(math.MaxUint32)
+	f.block.text(optComment, sectionComment(inc, win))
+	f.block.text(optHardware, runtime.GOARCH)
+	f.block.text(optOS, clean("Linux "+inc.Host.Kernel))
+	f.block.text(optApplication, clean(application+" "+inc.Version))
+	if _, err := f.w.Write(f.block.end()); err != nil {
+		return nil, fmt.Errorf("write capture header: %w", err)
 	}
-	for i := range win.Packets {
-		if err := f.packet(i); err != nil {
-			return fmt.Errorf("write packet %d of %d: %w", i+1, len(win.Packets), err)
-		}
-	}
-	if err := f.statistics(); err != nil {
-		return fmt.Errorf("write interface statistics: %w", err)
-	}
-	if err := f.ng.Flush(); err != nil {
-		return fmt.Errorf("write capture: %w", err)
-	}
-	return nil
+	return f, nil
 }
 
-// begin writes the section header and the interfaces.
-func (f *writer) begin(w io.Writer, inc *evidence.Incident) (err error) {
-	interfaces := f.interfaces()
-	options := pcapgo.NgWriterOptions{SectionInfo: pcapgo.NgSectionInfo{
-		Application: clean(application + " " + inc.Version),
-		Hardware:    runtime.GOARCH,
-		OS:          clean("Linux " + inc.Host.Kernel),
-		Comment:     sectionComment(inc, f.win),
-	}}
-	if f.ng, err = pcapgo.NewNgWriterInterface(w, interfaces[0], options); err != nil {
+// Write writes a window that holds all its packets.
+func Write(w io.Writer, inc *evidence.Incident, win *evidence.Window) error {
+	f, err := NewWriter(w, inc, win)
+	if err != nil {
 		return err
 	}
-	for _, i := range interfaces[1:] {
-		if _, err := f.ng.AddInterface(i); err != nil {
+	for i := range win.Packets {
+		if err := f.WritePacket(&win.Packets[i]); err != nil {
 			return err
 		}
 	}
+	return f.Close()
+}
+
+// WritePacket adds the next packet, in the order of time. Packet n of the window
+// becomes packet n of the file if it gets all of them. Nothing of p is kept. After
+// an error, it and Close return that error.
+func (f *Writer) WritePacket(p *evidence.Packet) error {
+	id, err := f.interfaceOf(p)
+	if err == nil {
+		err = f.flush()
+	}
+	if err != nil {
+		return f.fail(fmt.Errorf("write packet %d of %d: %w", f.written, f.win.PacketCount, err))
+	}
+	f.written++
+	f.kept[id]++
+	f.last = p.Nanos
+	header, _ := headers(p.Header)
+	k := &f.block
+	k.begin(blockPacket)
+	k.u32(uint32(id))
+	k.time(p.Nanos)
+	k.u32(0) // captured and original length come below
+	k.u32(0)
+	f.frame(p, header)
+	k.option32(optFlags, epbDirection(p.Direction))
+	f.remarks(p)
+	f.pending = true
 	return nil
 }
 
-// interfaces numbers the interfaces of which the window holds packets. A file
-// needs at least one: that of an empty window is "any", as the recorder listens.
-func (f *writer) interfaces() (all []pcapgo.NgInterface) {
-	for i := range f.win.Packets {
-		index := f.win.Packets[i].Interface
-		if _, known := f.ids[index]; known {
-			continue
-		}
-		f.ids[index] = len(all)
-		all = append(all, ngInterface(clean(f.win.InterfaceName(index))))
-	}
-	if all == nil {
-		all = append(all, ngInterface("any"))
-	}
-	f.kept = make([]uint64, len(all))
-	return all
-}
-
-func ngInterface(name string) pcapgo.NgInterface {
-	return pcapgo.NgInterface{Name: name, LinkType: layers.LinkTypeLinuxSLL2}
-}
-
-func (f *writer) packet(i int) error {
-	p := &f.win.Packets[i]
-	header, _ := headers(p.Header)
+// frame appends link-layer header and packet, and writes their lengths.
+func (f *Writer) frame(p *evidence.Packet, header []byte) {
+	k := &f.block
+	at := len(k.b)
 	var tags int
-	f.buf, tags = appendFrame(f.buf[:0], p, header)
-	options := pcapgo.NgPacketOptions{
-		Comments: slices.Clone(f.comments[i+1]),
-		Flags:    &pcapgo.NgEpbFlags{Direction: epbDirection(p.Direction)},
+	k.b, tags = appendFrame(k.b, p, header)
+	n := uint32(len(k.b) - at)
+	putU32(k.b[at-8:], n)
+	putU32(k.b[at-4:], max(p.WireBytes+uint32(sll2Header+tags), n))
+	k.pad()
+}
+
+// remarks adds the comments of a packet and the gaps that end before it.
+func (f *Writer) remarks(p *evidence.Packet) {
+	number := p.Number
+	if number == 0 {
+		number = f.written
 	}
-	f.gapsBefore(p, i == len(f.win.Packets)-1, &options)
-	id := f.ids[p.Interface]
-	f.kept[id]++
-	return f.ng.WritePacketWithOptions(gopacket.CaptureInfo{
-		Timestamp: p.Time(), InterfaceIndex: id, CaptureLength: len(f.buf),
-		Length: max(int(p.WireBytes)+sll2Header+tags, len(f.buf)),
-	}, f.buf, options)
+	for _, c := range f.comments[number] {
+		f.block.text(optComment, c)
+	}
+	var lost uint64
+	for len(f.gaps) > 0 && f.gaps[0].To.UnixNano() <= p.Nanos {
+		f.block.text(optComment, gapComment(f.gaps[0]))
+		lost += f.gaps[0].Lost
+		f.gaps = f.gaps[1:]
+	}
+	if lost > 0 {
+		f.block.option64(optDropCount, lost)
+	}
+}
+
+// flush writes the packet that is pending.
+func (f *Writer) flush() error {
+	if f.err != nil || !f.pending {
+		return f.err
+	}
+	f.pending = false
+	_, err := f.w.Write(f.block.end())
+	return err
+}
+
+func (f *Writer) fail(err error) error {
+	if f.err == nil {
+		f.err = err
+	}
+	return f.err
+}
+
+// interfaceOf is the number of a packet's interface in the file; it is described
+// ahead of its first packet.
+func (f *Writer) interfaceOf(p *evidence.Packet) (int, error) {
+	key := interfaceID{p.Namespace, p.Interface}
+	if id, known := f.ids[key]; known {
+		return id, nil
+	}
+	if err := f.flush(); err != nil {
+		return 0, err
+	}
+	id := len(f.kept)
+	f.ids[key] = id
+	return id, f.describe(clean(f.win.InterfaceOf(p)), namespaceText(f.win, p.Namespace))
+}
+
+func (f *Writer) describe(name, description string) error {
+	f.kept = append(f.kept, 0)
+	k := &f.block
+	k.begin(blockInterface)
+	k.u16(linkTypeSLL2)
+	k.u16(0)
+	k.u32(0) // no limit of the captured length
+	k.text(optName, name)
+	k.text(optDescription, description)
+	k.option8(optResolution, 9) // nanoseconds
+	_, err := f.w.Write(k.end())
+	return err
 }
 
 // epbDirection is the direction in the flags word of a packet block; the word 0
 // says that it is not known.
-func epbDirection(d evidence.Direction) pcapgo.NgEpbFlag {
+func epbDirection(d evidence.Direction) uint32 {
 	switch d {
 	case evidence.Received, evidence.Loopback:
-		return pcapgo.NgEpbFlagDirectionInbound
+		return 1
 	case evidence.Sent:
-		return pcapgo.NgEpbFlagDirectionOutbound
+		return 2
 	}
-	return pcapgo.NgEpbFlagDirectionUnknown
+	return 0
 }
 
-// gapsBefore puts the gaps that end before p on it; those that end after the
-// last packet too, for a comment needs a packet to stand on.
-func (f *writer) gapsBefore(p *evidence.Packet, last bool, options *pcapgo.NgPacketOptions) {
-	var lost uint64
-	for len(f.gaps) > 0 && (last || !f.gaps[0].To.After(p.Time())) {
-		g := f.gaps[0]
-		f.gaps = f.gaps[1:]
-		options.Comments = append(options.Comments, gapComment(g))
-		if !g.To.After(p.Time()) {
-			lost += g.Lost
+// Close completes the file; it does not close what the file is written to. The
+// gaps behind the last packet are told by that one, for a comment needs a packet
+// to stand on.
+func (f *Writer) Close() error {
+	if f.pending {
+		for _, g := range f.gaps {
+			f.block.text(optComment, gapComment(g))
 		}
 	}
-	if lost > 0 {
-		options.DropCount = &lost
+	err := f.flush()
+	if err == nil && len(f.kept) == 0 { // a file needs an interface: the recorder listens on "any"
+		err = f.describe("any", "")
 	}
-}
-
-// statistics writes a block for each interface. The kernel counts losses for a
-// socket, not for an interface: the sum stands at the first one only.
-func (f *writer) statistics() error {
-	for id, kept := range f.kept {
-		s := pcapgo.NgInterfaceStatistics{
-			LastUpdate: f.end(), PacketsReceived: kept, PacketsDropped: pcapgo.NgNoValue64,
-		}
-		if id == 0 {
-			s.PacketsDropped = f.win.Lost()
-		}
-		if err := f.ng.WriteInterfaceStats(id, s); err != nil {
-			return err
-		}
+	if err == nil {
+		err = f.statistics()
+	}
+	if err == nil {
+		err = f.w.Flush()
+	}
+	if err != nil {
+		return f.fail(fmt.Errorf("write capture, end: %w", err))
 	}
 	return nil
 }
 
-func (f *writer) end() time.Time {
-	if n := len(f.win.Packets); n > 0 && f.win.To.Before(f.win.Packets[n-1].Time()) {
-		return f.win.Packets[n-1].Time()
+// statistics writes a block for each interface. The kernel counts losses for a
+// socket, not for an interface: the sum stands at the first one only.
+func (f *Writer) statistics() error {
+	end := f.last
+	if !f.win.To.IsZero() {
+		end = max(end, f.win.To.UnixNano())
 	}
-	return f.win.To
+	for id, kept := range f.kept {
+		k := &f.block
+		k.begin(blockStatistics)
+		k.u32(uint32(id))
+		k.time(end)
+		k.option64(optReceived, kept)
+		if id == 0 {
+			k.option64(optDropped, f.win.Lost())
+		}
+		if _, err := f.w.Write(k.end()); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -59,7 +59,11 @@ func flows(p *page) {
 	if len(p.inc.Flows) == 0 {
 		return
 	}
-	p.heading("FLOWS %s implicated of %s in the window", count(p.inc.FlowsImplicated), count(p.inc.FlowsTotal))
+	least := ""
+	if p.inc.Window.FlowsAtLeast {
+		least = "at least "
+	}
+	p.heading("FLOWS %s%s implicated of %s%s in the window", least, count(p.inc.FlowsImplicated), least, count(p.inc.FlowsTotal))
 	groups := grouped(p.inc.Flows)
 	for _, g := range groups[:min(len(groups), maxGroups)] {
 		p.text("  ", "%s: %s %s", plural(len(g.flows), "flow"), g.claim.Sentence, stands(g.claim))
@@ -69,7 +73,7 @@ func flows(p *page) {
 		p.text("  ", "and %s more", plural(more, "kind"))
 	}
 	if more := p.inc.FlowsImplicated - len(p.inc.Flows); more > 0 {
-		p.text("  ", "%s more are in the capture only", count(more))
+		p.text("  ", "%s%s more are in the capture only", least, count(more))
 	}
 }
 
@@ -80,7 +84,7 @@ func exemplars(p *page, flows []*evidence.Flow) {
 		if f.Reset != nil {
 			at, from = p.clock(f.Reset.Time), sender(f)
 		}
-		p.row("  "+f.ID, f.String(), at, from, owner(f.Owner))
+		p.row("  "+f.ID, f.String(), at, from, owner(f.Owner)+p.in(f))
 	}
 	p.flush()
 }
@@ -97,6 +101,14 @@ func sender(f *evidence.Flow) string {
 	return fmt.Sprintf("%s, %s", side, f.Reset.Direction)
 }
 
+// in says which namespace a flow is told from, if it is not the recorder's own.
+func (p *page) in(f *evidence.Flow) string {
+	if f.Namespace == 0 {
+		return ""
+	}
+	return " in " + p.inc.Window.NamespaceLabel(f.Namespace)
+}
+
 // timeline is the story of the first exemplar of the flows that count most.
 func timeline(p *page) {
 	groups := grouped(p.inc.Flows)
@@ -104,8 +116,8 @@ func timeline(p *page) {
 		return
 	}
 	f := groups[0].flows[0]
-	p.heading("TIMELINE of %s, %s: client sent %s, server %s; begins at %s",
-		f.ID, f, bytesOf(f.ClientBytes), bytesOf(f.ServerBytes), p.clock(f.First))
+	p.heading("TIMELINE of %s, %s%s: client sent %s, server %s; begins at %s",
+		f.ID, f, p.in(f), bytesOf(f.ClientBytes), bytesOf(f.ServerBytes), p.clock(f.First))
 	if !f.InitiatorSeen {
 		p.text("  ", "the handshake is not in the window; the lower port is taken for the server")
 	}

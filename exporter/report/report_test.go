@@ -145,6 +145,26 @@ func look(inc *evidence.Incident) {
 	}
 }
 
+// flooded is an incident with more flows than can be counted, of several
+// namespaces, recorded by a host that had to save its CPU.
+func flooded(t *testing.T) *evidence.Incident {
+	inc := storm(t)
+	w := &inc.Window
+	w.FlowsAtLeast, w.Cut = true, true
+	inc.FlowsTotal, inc.FlowsImplicated = 36864, 36864
+	w.Namespaces = []evidence.Namespace{{Index: 1, Inode: 4026532456, Path: "/run/netns/blue"}, {Index: 2, Path: "/proc/812/ns/net"}}
+	w.Interfaces = append(w.Interfaces, evidence.Interface{Namespace: 1, Index: 2, Name: "eth0"}, evidence.Interface{Namespace: 2, Index: 2, Name: "eth0"})
+	w.Gaps = nil
+	for i := range 7 {
+		w.Gaps = append(w.Gaps, evidence.Gap{From: start.Add(time.Duration(i) * time.Second), To: start.Add(time.Duration(i+1) * time.Second),
+			Reason: "the CPU budget was used up: only packets that open and end connections were kept"})
+	}
+	w.Gaps[1].Lost = 12
+	inc.Flows[0].Namespace, inc.Flows[0].Owner = 1, nil
+	inc.Flows[1].Namespace, inc.Flows[1].Owner = 2, nil
+	return inc
+}
+
 // quiet is an incident of which next to nothing is known.
 func quiet() *evidence.Incident {
 	return &evidence.Incident{
@@ -156,7 +176,7 @@ func quiet() *evidence.Incident {
 }
 
 func TestText(t *testing.T) {
-	for name, inc := range map[string]*evidence.Incident{"storm.txt": storm(t), "quiet.txt": quiet(), "zero.txt": {}} {
+	for name, inc := range map[string]*evidence.Incident{"storm.txt": storm(t), "flooded.txt": flooded(t), "quiet.txt": quiet(), "zero.txt": {}} {
 		t.Run(name, func(t *testing.T) {
 			var b bytes.Buffer
 			if err := Text(&b, inc, zone); err != nil {

@@ -67,17 +67,44 @@ func window(p *page) {
 	}
 	var names []string
 	for _, i := range w.Interfaces {
-		names = append(names, i.Name)
+		name := i.Name
+		if i.Namespace != 0 {
+			name += "@" + w.NamespaceLabel(i.Namespace)
+		}
+		names = append(names, name)
 	}
 	p.text("window   ", "%s%s, %s, %s on %s", length(w.To.Sub(from)), held,
 		plural(w.PacketCount, "packet"), plural(w.ResetCount, "reset"), list(names, 8))
+	gaps(p, w)
+	if w.Cut {
+		p.text("         ", "the verdict is drawn from a part of the packets that it needs: there were too many")
+	}
+}
+
+// maxGaps bounds the gaps that are told one by one.
+const maxGaps = 5
+
+// gaps are losses, and stretches in which the recorder kept less: they have a
+// reason and no number.
+func gaps(p *page, w *evidence.Window) {
 	if len(w.Gaps) == 0 {
 		p.text("         ", "no packet lost by the recorder")
 		return
 	}
-	p.text("         ", "INCOMPLETE: %s, %s lost", plural(len(w.Gaps), "gap"), plural(w.Lost(), "packet"))
-	for _, g := range w.Gaps[:min(len(w.Gaps), 5)] {
-		p.text("         ", "%s to %s: %s lost, %s", p.clock(g.From), p.clock(g.To), count(g.Lost), g.Reason)
+	if missing := slices.DeleteFunc(slices.Clone(w.Gaps), func(g evidence.Gap) bool { return g.Complete }); len(missing) > 0 {
+		p.text("         ", "INCOMPLETE: %s, %s lost", plural(len(missing), "gap"), plural(w.Lost(), "packet"))
+	} else {
+		p.text("         ", "no packet lost by the recorder")
+	}
+	for _, g := range w.Gaps[:min(len(w.Gaps), maxGaps)] {
+		what := g.Reason
+		if g.Lost > 0 {
+			what = fmt.Sprintf("%s lost, %s", count(g.Lost), g.Reason)
+		}
+		p.text("         ", "%s to %s: %s", p.clock(g.From), p.clock(g.To), what)
+	}
+	if more := len(w.Gaps) - maxGaps; more > 0 {
+		p.text("         ", "and %s more", plural(more, "gap"))
 	}
 }
 

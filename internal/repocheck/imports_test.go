@@ -32,6 +32,10 @@ var mayImport = map[string][]string{
 	"exporter/pcapng":   {"evidence"},
 	"exporter/report":   {"evidence"},
 	"internal/netlab":   {},
+	// The benchmark is a program of its own.
+	"internal/bench":      {"internal/bench/gen", "internal/bench/wire"},
+	"internal/bench/gen":  {},
+	"internal/bench/wire": {},
 }
 
 // pure are the packages that import nothing but the standard library and what

@@ -82,7 +82,7 @@ func TestUnit(t *testing.T) {
 		"Restart":               "always",
 		"WatchdogSec":           "30s",
 		"WatchdogSignal":        "SIGABRT",
-		"MemoryMax":             "320M",
+		"MemoryMax":             "384M",
 		"StateDirectory":        "tcpcoroner",
 		"RuntimeDirectory":      "tcpcoroner",
 		"CapabilityBoundingSet": capabilities,

@@ -46,26 +46,57 @@ const (
 func u16(b []byte, at int) uint16 { return binary.NativeEndian.Uint16(b[at:]) }
 func u32(b []byte, at int) uint32 { return binary.NativeEndian.Uint32(b[at:]) }
 
-// parseBlock calls visit for each packet of a block that the kernel has handed
-// over. It trusts no number in it: what points out of the block ends the walk and
-// is reported as false. The header aliases the block.
-func parseBlock(b []byte, m *recorder.Meta, visit func(m *recorder.Meta, header []byte)) bool {
+// purpose is what a walk does with the packets of a block.
+type purpose uint8
+
+const (
+	// add gives all to the sink.
+	add purpose = iota
+	// addLate is add without the packets that came before the filter.
+	addLate
+	// count has the sink count them, store gives it what was counted before.
+	count
+	store
+	// evict is store for control packets; the others are skipped.
+	evict
+)
+
+// walker goes through the packets of a block. It is part of a ring, made once:
+// nothing is allocated or cleared for a packet.
+type walker struct {
+	sink recorder.Sink
+	meta recorder.Meta
+	// since is CLOCK_REALTIME nanoseconds: earlier packets came past the filter.
+	since int64
+	// early counts the packets from before since.
+	early uint64
+	// seen remembers interfaces by the low bits of their index: that spares most
+	// packets the look into known.
+	seen    [64]uint32
+	known   map[uint32]struct{}
+	unknown []evidence.Interface
+	// skipped packets of the block at hand, with the times of the first and last.
+	skipped     uint64
+	first, last int64
+}
+
+// walk visits each packet of a block that the kernel has handed over. It trusts no
+// number in it: what points out of the block ends the walk and is reported as
+// false. The headers alias the block.
+func (w *walker) walk(b []byte, do purpose) bool {
 	if len(b) < blockHeader {
 		return false
 	}
-	count, at := int(u32(b, blockPackets)), int(u32(b, blockFirst))
-	if count > len(b)/packetHeader {
+	n, at := int(u32(b, blockPackets)), int(u32(b, blockFirst))
+	if n < 0 || n > len(b)/packetHeader {
 		return false
 	}
-	for i := range count {
-		if at < blockHeader || at > len(b)-packetHeader {
-			return false
-		}
-		if !parsePacket(b[at:], m, visit) {
+	for ; n > 0; n-- {
+		if at < blockHeader || at > len(b)-packetHeader || !w.packet(b[at:], do) {
 			return false
 		}
 		next := int(u32(b, at+packetNext))
-		if i < count-1 && (next < packetHeader || next > len(b)) {
+		if n > 1 && (next < packetHeader || next > len(b)) {
 			return false
 		}
 		at += next
@@ -73,36 +104,94 @@ func parseBlock(b []byte, m *recorder.Meta, visit func(m *recorder.Meta, header 
 	return true
 }
 
-func parsePacket(p []byte, m *recorder.Meta, visit func(m *recorder.Meta, header []byte)) bool {
-	kept, data := int(u32(p, packetKept)), int(u16(p, packetData))
-	if kept < 0 || data < packetHeader || data > len(p) || kept > len(p)-data {
+func (w *walker) packet(b []byte, do purpose) bool {
+	p := (*[packetHeader]byte)(b)
+	kept, data := int(u32(p[:], packetKept)), int(u16(p[:], packetData))
+	if kept < 0 || data < packetHeader || data > len(b) || kept > len(b)-data {
 		return false
 	}
-	*m = recorder.Meta{
-		Nanos:     int64(u32(p, packetSec))*1e9 + int64(u32(p, packetNsec)),
-		Interface: u32(p, packetIndex),
-		WireBytes: u32(p, packetLength),
-		LinkType:  u16(p, packetHatype),
-	}
-	m.Direction = direction(m.LinkType, p[packetType])
-	if m.LinkType == unix.ARPHRD_LOOPBACK && p[packetType] == unix.PACKET_OUTGOING {
+	if u16(p[:], packetHatype) == unix.ARPHRD_LOOPBACK && p[packetType] == unix.PACKET_OUTGOING {
 		return true // its other copy, coming in, is the one to keep
 	}
-	if p[packetHalen] == 6 {
-		m.SrcMAC = [6]byte(p[packetAddress:])
+	m, status := &w.meta, u32(p[:], packetStatus)
+	m.Nanos = int64(u32(p[:], packetSec))*1e9 + int64(u32(p[:], packetNsec))
+	m.WireBytes = u32(p[:], packetLength)
+	m.Trusted = status&unix.TP_STATUS_CSUM_VALID != 0
+	w.path(p, status)
+	header := b[data : data+kept]
+	if mayHaveTag(header) {
+		header = stripTag(header, binary.BigEndian.Uint16(p[packetProtocol:]), p[packetType], m)
 	}
-	if u32(p, packetStatus)&unix.TP_STATUS_VLAN_VALID != 0 {
-		m.VLAN[0] = uint16(u32(p, packetTCI))
-	}
-	header := stripTag(p[data:data+kept], binary.BigEndian.Uint16(p[packetProtocol:]), p[packetType], m)
-	visit(m, header)
+	w.give(do, header)
 	return true
+}
+
+// path sets all of the path but the namespace, which is the ring's.
+func (w *walker) path(p *[packetHeader]byte, status uint32) {
+	path := &w.meta.Path
+	index, hatype := u32(p[:], packetIndex), u16(p[:], packetHatype)
+	path.Interface, path.LinkType = index, hatype
+	path.Direction = direction(hatype, p[packetType])
+	path.VLAN = [2]uint16{}
+	if status&unix.TP_STATUS_VLAN_VALID != 0 {
+		path.VLAN[0] = uint16(u32(p[:], packetTCI))
+	}
+	if p[packetHalen] == 6 {
+		path.SrcMAC = [6]byte(p[packetAddress:])
+	} else {
+		path.SrcMAC = [6]byte{}
+	}
+	if w.seen[index%uint32(len(w.seen))] != index {
+		w.note(index, hatype)
+	}
+}
+
+// note remembers an interface.
+func (w *walker) note(index uint32, hatype uint16) {
+	w.seen[index%uint32(len(w.seen))] = index
+	if _, ok := w.known[index]; !ok {
+		w.known[index] = struct{}{}
+		w.unknown = append(w.unknown, evidence.Interface{Namespace: w.meta.Path.Namespace, Index: index, LinkType: hatype})
+	}
+}
+
+func (w *walker) give(do purpose, header []byte) {
+	m := &w.meta
+	switch do {
+	case addLate:
+		if m.Nanos < w.since {
+			w.early++
+			return
+		}
+		fallthrough
+	case add:
+		w.sink.Add(m, header)
+	case count:
+		w.sink.Count(m, header)
+	case evict:
+		if !recorder.Control(header) {
+			w.skip(m.Nanos)
+			return
+		}
+		fallthrough
+	case store:
+		w.sink.Store(m, header)
+	}
+}
+
+func (w *walker) skip(nanos int64) {
+	if w.skipped == 0 {
+		w.first, w.last = nanos, nanos
+	}
+	w.skipped++
+	w.first, w.last = min(w.first, nanos), max(w.last, nanos)
 }
 
 // direction reads sll_pkttype. On devices without a link layer it says nothing
 // that can be relied on.
 func direction(hatype uint16, kind uint8) evidence.Direction {
 	switch hatype {
+	case unix.ARPHRD_ETHER:
 	case unix.ARPHRD_LOOPBACK:
 		return evidence.Loopback
 	case unix.ARPHRD_NONE, unix.ARPHRD_PPP, unix.ARPHRD_RAWIP, unix.ARPHRD_TUNNEL, unix.ARPHRD_TUNNEL6,
@@ -120,29 +209,33 @@ func direction(hatype uint16, kind uint8) evidence.Direction {
 	return evidence.DirectionUnknown
 }
 
+// mayHaveTag spares most packets a closer look: a tag is followed by the protocol
+// of an IP header.
+func mayHaveTag(b []byte) bool {
+	return len(b) >= vlanTag+20 && (b[2] == 0x08 && b[3] == 0 || b[2] == 0x86 && b[3] == 0xdd)
+}
+
 // stripTag takes off the VLAN tag that the kernel may have left in front of the
 // IP header: the inner of two coming in, or any going out of a device without
 // VLAN offload. Kernels since 6.12 then write the protocol behind the tag into
 // sll_protocol (net/packet/af_packet.c, vlan_get_protocol_dgram), so the
 // protocol alone does not tell.
 func stripTag(b []byte, protocol uint16, kind uint8, m *recorder.Meta) []byte {
-	if len(b) < vlanTag+20 {
-		return b
-	}
-	marked := protocol == unix.ETH_P_8021Q || protocol == unix.ETH_P_8021AD
 	inner := binary.BigEndian.Uint16(b[2:])
+	marked := protocol == unix.ETH_P_8021Q || protocol == unix.ETH_P_8021AD
 	if !plausible(b[vlanTag:], inner, m.WireBytes) || !marked && plausible(b, protocol, m.WireBytes) {
 		return b
 	}
 	m.WireBytes -= min(vlanTag, m.WireBytes)
 	tag := binary.BigEndian.Uint16(b)
+	vlan := &m.Path.VLAN
 	switch {
-	case m.VLAN[0] == 0:
-		m.VLAN[0] = tag
-	case kind == unix.PACKET_OUTGOING && m.VLAN[0] == tag:
+	case vlan[0] == 0:
+		vlan[0] = tag
+	case kind == unix.PACKET_OUTGOING && vlan[0] == tag:
 		// The kernel has read this very tag already.
 	default:
-		m.VLAN[1] = tag
+		vlan[1] = tag
 	}
 	return b[vlanTag:]
 }
@@ -151,14 +244,20 @@ func stripTag(b []byte, protocol uint16, kind uint8, m *recorder.Meta) []byte {
 func plausible(b []byte, protocol uint16, wire uint32) bool {
 	switch {
 	case protocol == unix.ETH_P_IP && b[0]>>4 == 4:
-		return b[0]&15 >= 5 && uint32(binary.BigEndian.Uint16(b[2:])) <= wire &&
-			(b[9] == unix.IPPROTO_TCP || b[9] == unix.IPPROTO_ICMP)
+		return b[0]&15 >= 5 && uint32(binary.BigEndian.Uint16(b[2:])) <= wire && passes(b[9])
 	case protocol == unix.ETH_P_IPV6 && b[0]>>4 == 6:
-		switch b[6] {
-		case unix.IPPROTO_TCP, unix.IPPROTO_ICMPV6, unix.IPPROTO_HOPOPTS, unix.IPPROTO_ROUTING,
-			unix.IPPROTO_FRAGMENT, unix.IPPROTO_DSTOPTS:
-			return uint32(binary.BigEndian.Uint16(b[4:])) <= wire
-		}
+		return uint32(binary.BigEndian.Uint16(b[4:])) <= wire && passes(b[6])
+	}
+	return false
+}
+
+// passes names the protocols and IPv6 extension headers that the filter knows.
+func passes(proto uint8) bool {
+	switch proto {
+	case unix.IPPROTO_TCP, unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6,
+		unix.IPPROTO_IPIP, unix.IPPROTO_IPV6, unix.IPPROTO_GRE, unix.IPPROTO_UDP,
+		unix.IPPROTO_HOPOPTS, unix.IPPROTO_ROUTING, unix.IPPROTO_FRAGMENT, unix.IPPROTO_DSTOPTS:
+		return true
 	}
 	return false
 }

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
@@ -63,12 +64,29 @@ type seen struct {
 	Header string
 }
 
+// gatherer keeps what it gets.
+type gatherer struct{ added, counted, stored []seen }
+
+func (g *gatherer) Add(m *recorder.Meta, header []byte) {
+	g.added = append(g.added, seen{*m, string(header)})
+}
+func (g *gatherer) Count(m *recorder.Meta, header []byte) {
+	g.counted = append(g.counted, seen{*m, string(header)})
+}
+func (g *gatherer) Store(m *recorder.Meta, header []byte) {
+	g.stored = append(g.stored, seen{*m, string(header)})
+}
+func (g *gatherer) Skip(uint64, int64, int64) {}
+func (g *gatherer) Tick() recorder.Order      { return recorder.Order{} }
+
+func newWalker(sink recorder.Sink) *walker {
+	return &walker{sink: sink, known: map[uint32]struct{}{}}
+}
+
 func walk(b []byte) (all []seen, ok bool) {
-	var m recorder.Meta
-	ok = parseBlock(b, &m, func(m *recorder.Meta, header []byte) {
-		all = append(all, seen{*m, string(header)})
-	})
-	return all, ok
+	var g gatherer
+	ok = newWalker(&g).walk(b, add)
+	return g.added, ok
 }
 
 func ip4TCP(payload string) []byte {
@@ -87,8 +105,8 @@ func tag(tci, protocol uint16, b []byte) []byte {
 
 func TestParseBlock(t *testing.T) {
 	ip := ip4TCP("")
-	meta := recorder.Meta{Nanos: 10e9 + 20, Interface: 3, WireBytes: 40, LinkType: 1,
-		Direction: evidence.Received, SrcMAC: [6]byte([]byte("\x02mac\x00\x01"))}
+	meta := recorder.Meta{Nanos: 10e9 + 20, WireBytes: 40, Path: recorder.Path{Interface: 3, LinkType: 1,
+		Direction: evidence.Received, SrcMAC: [6]byte([]byte("\x02mac\x00\x01"))}}
 	with := func(change func(*recorder.Meta)) []seen {
 		m := meta
 		change(&m)
@@ -100,32 +118,36 @@ func TestParseBlock(t *testing.T) {
 		want   []seen
 	}{
 		{"received", ringPacket{0x0800, 1, 0, 0, 0, 40, ip}, with(func(*recorder.Meta) {})},
-		{"sent", ringPacket{0x0800, 1, 4, 0, 0, 40, ip}, with(func(m *recorder.Meta) { m.Direction = evidence.Sent })},
-		{"elsewhere", ringPacket{0x0800, 1, 3, 0, 0, 40, ip}, with(func(m *recorder.Meta) { m.Direction = evidence.Elsewhere })},
+		{"sent", ringPacket{0x0800, 1, 4, 0, 0, 40, ip}, with(func(m *recorder.Meta) { m.Path.Direction = evidence.Sent })},
+		{"elsewhere", ringPacket{0x0800, 1, 3, 0, 0, 40, ip}, with(func(m *recorder.Meta) { m.Path.Direction = evidence.Elsewhere })},
 		{"tunnel", ringPacket{0x0800, unix.ARPHRD_NONE, 4, 0, 0, 40, ip}, with(func(m *recorder.Meta) {
-			m.Direction, m.LinkType = evidence.DirectionUnknown, unix.ARPHRD_NONE
+			m.Path.Direction, m.Path.LinkType = evidence.DirectionUnknown, unix.ARPHRD_NONE
 		})},
 		{"loopback in", ringPacket{0x0800, unix.ARPHRD_LOOPBACK, 0, 0, 0, 40, ip}, with(func(m *recorder.Meta) {
-			m.Direction, m.LinkType = evidence.Loopback, unix.ARPHRD_LOOPBACK
+			m.Path.Direction, m.Path.LinkType = evidence.Loopback, unix.ARPHRD_LOOPBACK
 		})},
 		{"loopback out", ringPacket{0x0800, unix.ARPHRD_LOOPBACK, 4, 0, 0, 40, ip}, nil},
+		{"checksum valid", ringPacket{0x0800, 1, 0, 0, unix.TP_STATUS_CSUM_VALID, 40, ip}, with(func(m *recorder.Meta) { m.Trusted = true })},
+		{"gre device", ringPacket{0x0800, unix.ARPHRD_IPGRE, 0, 0, 0, 40, ip}, with(func(m *recorder.Meta) {
+			m.Path.Direction, m.Path.LinkType = evidence.DirectionUnknown, unix.ARPHRD_IPGRE
+		})},
 		{"vlan", ringPacket{0x0800, 1, 0, 0x2007, unix.TP_STATUS_VLAN_VALID, 40, ip}, with(func(m *recorder.Meta) {
-			m.VLAN[0] = 0x2007
+			m.Path.VLAN[0] = 0x2007
 		})},
 		{"stale vlan field", ringPacket{0x0800, 1, 0, 0x2007, 0, 40, ip}, with(func(*recorder.Meta) {})},
 		// Priority 2 and VLAN 1287: the tag's first nibble is 4, like IPv4's.
 		{"qinq, protocol hidden", ringPacket{0x0800, 1, 0, 9, unix.TP_STATUS_VLAN_VALID, 44, tag(0x4507, 0x0800, ip)},
-			with(func(m *recorder.Meta) { m.VLAN = [2]uint16{9, 0x4507} })},
+			with(func(m *recorder.Meta) { m.Path.VLAN = [2]uint16{9, 0x4507} })},
 		{"qinq, protocol shown", ringPacket{0x8100, 1, 0, 9, unix.TP_STATUS_VLAN_VALID, 44, tag(7, 0x0800, ip)},
-			with(func(m *recorder.Meta) { m.VLAN = [2]uint16{9, 7} })},
+			with(func(m *recorder.Meta) { m.Path.VLAN = [2]uint16{9, 7} })},
 		{"sent without offload", ringPacket{0x0800, 1, 4, 7, unix.TP_STATUS_VLAN_VALID, 44, tag(7, 0x0800, ip)},
-			with(func(m *recorder.Meta) { m.VLAN[0], m.Direction = 7, evidence.Sent })},
+			with(func(m *recorder.Meta) { m.Path.VLAN[0], m.Path.Direction = 7, evidence.Sent })},
 		{"sent without offload, old kernel", ringPacket{0x8100, 1, 4, 0, 0, 44, tag(7, 0x0800, ip)},
-			with(func(m *recorder.Meta) { m.VLAN[0], m.Direction = 7, evidence.Sent })},
+			with(func(m *recorder.Meta) { m.Path.VLAN[0], m.Path.Direction = 7, evidence.Sent })},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			got, ok := walk(block(c.packet))
-			if diff := cmp.Diff(c.want, got); diff != "" || !ok {
+			if diff := cmp.Diff(c.want, got, cmpopts.IgnoreUnexported(recorder.Path{})); diff != "" || !ok {
 				t.Errorf("ok %v, (-want +got):\n%s", ok, diff)
 			}
 		})
@@ -167,35 +189,179 @@ func FuzzParseBlock(f *testing.F) {
 	})
 }
 
+// Nothing of one packet may be left in the next one's path.
+func TestWalkLeavesNothingBehind(t *testing.T) {
+	full := ringPacket{0x0800, 1, 0, 7, unix.TP_STATUS_VLAN_VALID | unix.TP_STATUS_CSUM_VALID, 40, ip4TCP("")}
+	bare := ringPacket{0x0800, unix.ARPHRD_NONE, 0, 0, 0, 40, ip4TCP("")}
+	b := block(full, bare)
+	b[blockHeader+len(full.bytes())+packetHalen] = 0
+	all, ok := walk(b)
+	if !ok || len(all) != 2 {
+		t.Fatalf("ok %v, %d packets", ok, len(all))
+	}
+	if m := all[1].Meta; m.Trusted || m.Path.SrcMAC != [6]byte{} || m.Path.VLAN != [2]uint16{} || m.Path.Direction != evidence.DirectionUnknown {
+		t.Errorf("second packet %+v", m)
+	}
+}
+
+// What a walk does with data and control packets, for each purpose.
+func TestWalkPurposes(t *testing.T) {
+	reset := ip4TCP("")
+	reset[33] = byte(evidence.RST)
+	b := block(ringPacket{0x0800, 1, 0, 0, 0, 40, ip4TCP("")}, ringPacket{0x0800, 1, 0, 0, 0, 40, reset})
+	for _, c := range []struct {
+		do                     purpose
+		added, counted, stored int
+		skipped, early         uint64
+	}{
+		{add, 2, 0, 0, 0, 0}, {count, 0, 2, 0, 0, 0}, {store, 0, 0, 2, 0, 0}, {evict, 0, 0, 1, 1, 0}, {addLate, 0, 0, 0, 0, 2},
+	} {
+		var g gatherer
+		w := newWalker(&g)
+		w.since = 11e9
+		if ok := w.walk(b, c.do); !ok || len(g.added) != c.added || len(g.counted) != c.counted ||
+			len(g.stored) != c.stored || w.skipped != c.skipped || w.early != c.early {
+			t.Errorf("purpose %d: ok %v, added %d, counted %d, stored %d, skipped %d, early %d; want %+v", c.do, ok,
+				len(g.added), len(g.counted), len(g.stored), w.skipped, w.early, c)
+		}
+	}
+}
+
+// An interface is noted once, whichever others share its place.
+func TestInterfacesNotedOnce(t *testing.T) {
+	w := newWalker(&gatherer{})
+	var all []ringPacket
+	for range 6 {
+		all = append(all, ringPacket{0x0800, 1, 0, 0, 0, 40, ip4TCP("")})
+	}
+	b := block(all...)
+	for i := range all {
+		at := blockHeader + i*len(all[0].bytes())
+		binary.NativeEndian.PutUint32(b[at+packetIndex:], uint32(3+i%3*len(w.seen)))
+	}
+	if !w.walk(b, add) || len(w.unknown) != 3 {
+		t.Errorf("noted %+v", w.unknown)
+	}
+}
+
+// nothing is a sink that does nothing.
+type nothing struct{ packets int }
+
+func (n *nothing) Add(*recorder.Meta, []byte)   { n.packets++ }
+func (n *nothing) Count(*recorder.Meta, []byte) { n.packets++ }
+func (n *nothing) Store(*recorder.Meta, []byte) { n.packets++ }
+func (n *nothing) Skip(uint64, int64, int64)    {}
+func (n *nothing) Tick() recorder.Order         { return recorder.Order{} }
+
+func fullBlock() []byte {
+	out, in := ringPacket{0x0800, 1, 4, 0, 0, 1500, ip4TCP("")}, ringPacket{0x0800, 1, 0, 0, unix.TP_STATUS_CSUM_VALID, 40, ip4TCP("")}
+	var all []ringPacket
+	tagged := ringPacket{0x0800, 1, 0, 7, unix.TP_STATUS_VLAN_VALID, 44, tag(7, 0x0800, ip4TCP(""))}
+	for range 3000 {
+		all = append(all, out, in)
+	}
+	return block(append(all, tagged)...)
+}
+
+func TestWalkAllocates0(t *testing.T) {
+	b, w := fullBlock(), newWalker(&nothing{})
+	for do := add; do <= evict; do++ {
+		if n := testing.AllocsPerRun(10, func() { w.walk(b, do); w.skipped = 0 }); n != 0 {
+			t.Errorf("purpose %d: %v allocations for a block", do, n)
+		}
+	}
+}
+
+func BenchmarkWalk(b *testing.B) {
+	for name, do := range map[string]purpose{"add": add, "count": count, "evict": evict} {
+		b.Run(name, func(b *testing.B) {
+			block := fullBlock()
+			packets := int(u32(block, blockPackets))
+			w := newWalker(&nothing{})
+			b.ReportAllocs()
+			for b.Loop() {
+				w.walk(block, do)
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*packets), "ns/packet")
+		})
+	}
+}
+
+func memoryRing(since int64) *ring {
+	g := newGeometry(1 << 20)
+	return newRing(&socket{ring: make([]byte, g.bytes()), since: since}, g, 0)
+}
+
+// hand writes a block into the ring, as the kernel would.
+func (r *ring) hand(at int, b []byte) {
+	copy(r.block(at), b)
+	*status(r.block(at)) = unix.TP_STATUS_USER
+}
+
 // Of a block that began before the filter was set, the packets from before are
 // not delivered, and nothing is left of it.
 func TestEarlyBlockIsWiped(t *testing.T) {
-	c := &collector{packets: make(chan evidence.Packet, 9)}
-	s := &Source{socket: &socket{ring: make([]byte, minBlocks*blockBytes), since: 10e9 + 30}, known: map[uint32]bool{}, sink: c}
+	g := &gatherer{}
+	s, r := &Source{}, memoryRing(10e9+30)
+	r.sink = g
 	packet := ringPacket{0x0800, 1, 0, 0, 0, 40, ip4TCP("secret")}
 	early := block(packet, packet)
-	second := blockHeader + len(packet.bytes())
-	binary.NativeEndian.PutUint32(early[second+packetNsec:], 30)
-	s.take(early)
-	if s.Stats().Skipped != 1 || len(c.packets) != 1 || bytes.Contains(early, []byte("secret")) {
-		t.Errorf("skipped %d and delivered %d of 2, block %q", s.Stats().Skipped, len(c.packets), early)
+	binary.NativeEndian.PutUint32(early[blockHeader+len(packet.bytes())+packetNsec:], 30)
+	r.hand(0, early)
+	s.take(r, true)
+	if s.Stats().Skipped != 1 || len(g.added) != 1 || bytes.Contains(r.ring, []byte("secret")) || *status(r.block(0)) != 0 {
+		t.Errorf("skipped %d and delivered %d of 2", s.Stats().Skipped, len(g.added))
 	}
-	<-c.packets
-	s.lap = minBlocks // the clock was set back later
-	s.take(block(ringPacket{0x0800, 1, 0, 0, 0, 40, ip4TCP("")}))
-	if len(c.packets) != 1 || s.Stats().Skipped != 1 {
+	r.lap = r.blocks // the clock was set back later
+	r.hand(1, block(packet))
+	s.take(r, false)
+	if len(g.added) != 2 || s.Stats().Skipped != 1 {
 		t.Errorf("a block after the first lap was skipped")
 	}
-	s.take(make([]byte, blockHeader))
+	*status(r.block(2)) = unix.TP_STATUS_KERNEL
+	if taken, _ := s.take(r, false); taken {
+		t.Error("took a block that the kernel has not handed over")
+	}
+	r.hand(2, make([]byte, blockHeader))
+	s.take(r, false)
 	if s.Stats().Malformed != 1 {
 		t.Errorf("malformed is %d, want 1", s.Stats().Malformed)
 	}
 }
 
+// However large a ring is, a quarter of it, what comes while the reader is late
+// and two blocks stay with the kernel.
+func TestHoldLeavesTheReserve(t *testing.T) {
+	for _, c := range []struct{ ringBytes, blockBytes, blocks, hold int }{
+		{0, minBlock, 8, 2}, {512 << 10, 64 << 10, 8, 2}, {2 << 20, 256 << 10, 8, 2}, {4 << 20, 512 << 10, 8, 2},
+		{8 << 20, maxBlock, 8, 2}, {16 << 20, maxBlock, 16, 6}, {32 << 20, maxBlock, 32, 18}, {128 << 20, maxBlock, 128, 90},
+	} {
+		g := newGeometry(c.ringBytes)
+		if g != (geometry{c.blockBytes, c.blocks}) || g.hold() != c.hold {
+			t.Errorf("%d bytes: %+v holds %d, want %+v", c.ringBytes, g, g.hold(), c)
+		}
+		if reserve := g.blocks - g.hold(); 4*reserve < g.blocks+4*3 {
+			t.Errorf("%d bytes: a reserve of %d of %d blocks", c.ringBytes, reserve, g.blocks)
+		}
+	}
+}
+
 func TestFilterAssembles(t *testing.T) {
-	raw, err := filter()
-	if err != nil {
-		t.Fatal(err)
+	for _, c := range []struct{ overlay, control bool }{{}, {true, false}, {false, true}, {true, true}} {
+		raw, err := filter(c.overlay, c.control)
+		if err != nil {
+			t.Fatal(err)
+		}
+		checkFilter(t, raw)
+	}
+	if _, err := newFilters(true); err != nil {
+		t.Error(err)
+	}
+}
+
+func checkFilter(t *testing.T, raw []bpf.RawInstruction) {
+	if len(raw) == 0 { // which the kernel refuses
+		t.Fatal("empty")
 	}
 	if len(raw) > 4096 { // BPF_MAXINSNS
 		t.Errorf("%d instructions", len(raw))

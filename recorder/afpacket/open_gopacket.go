@@ -14,20 +14,20 @@ import (
 )
 
 // opened makes socket, ring and filter with gopacket.
-func opened(blocks int, filter []bpf.RawInstruction) (*socket, error) {
+func opened(g geometry, filter []bpf.RawInstruction) (*socket, error) {
 	tp, err := afpacket.NewTPacket(
 		afpacket.OptInterface(""), // all interfaces
 		afpacket.OptSocketType(afpacket.SocketDgram),
 		afpacket.OptTPacketVersion(afpacket.TPacketVersion3),
-		afpacket.OptBlockSize(blockBytes),
-		afpacket.OptNumBlocks(blocks),
+		afpacket.OptBlockSize(g.blockBytes),
+		afpacket.OptNumBlocks(g.blocks),
 		afpacket.OptBlockTimeout(retire))
 	if err != nil {
 		return nil, err
 	}
-	s, err := adopt(tp, blocks)
+	s, err := adopt(tp, g)
 	if err == nil {
-		err = tp.SetBPF(filter)
+		err = attach(s.fd, filter)
 	}
 	if err != nil {
 		tp.Close()
@@ -41,14 +41,14 @@ func opened(blocks int, filter []bpf.RawInstruction) (*socket, error) {
 
 // adopt reads gopacket's socket and ring, which it does not show. The owner is
 // kept, for its finalizer would close them.
-func adopt(tp *afpacket.TPacket, blocks int) (*socket, error) {
+func adopt(tp *afpacket.TPacket, g geometry) (*socket, error) {
 	v := reflect.ValueOf(tp).Elem()
 	fd, ring := v.FieldByName("fd"), v.FieldByName("ring")
 	if !fd.IsValid() || fd.Kind() != reflect.Int {
 		return nil, errors.New("gopacket's TPacket has no field fd of type int: use gopacket v1.1.19")
 	}
-	if !ring.IsValid() || ring.Type() != reflect.TypeFor[[]byte]() || ring.Len() != blocks*blockBytes {
-		return nil, fmt.Errorf("gopacket's TPacket has no field ring of %d bytes: use gopacket v1.1.19", blocks*blockBytes)
+	if !ring.IsValid() || ring.Type() != reflect.TypeFor[[]byte]() || ring.Len() != g.bytes() {
+		return nil, fmt.Errorf("gopacket's TPacket has no field ring of %d bytes: use gopacket v1.1.19", g.bytes())
 	}
 	s := &socket{fd: int(fd.Int()), ring: ring.Bytes(), close: tp.Close}
 	version, err := unix.GetsockoptInt(s.fd, unix.SOL_PACKET, unix.PACKET_VERSION)

@@ -3,6 +3,7 @@
 package afpacket
 
 import (
+	"encoding/binary"
 	"fmt"
 	"time"
 
@@ -12,7 +13,7 @@ import (
 
 // opened makes socket, ring and filter by hand. The socket takes no packet until
 // it is bound, so nothing unfiltered can come in.
-func opened(blocks int, filter []bpf.RawInstruction) (*socket, error) {
+func opened(g geometry, filter []bpf.RawInstruction) (*socket, error) {
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
@@ -24,36 +25,35 @@ func opened(blocks int, filter []bpf.RawInstruction) (*socket, error) {
 		}
 		_ = unix.Close(fd)
 	}
-	if err := s.setUp(blocks, filter); err != nil {
+	if err := s.setUp(g, filter); err != nil {
 		s.close()
 		return nil, err
 	}
 	return s, nil
 }
 
-func (s *socket) setUp(blocks int, filter []bpf.RawInstruction) (err error) {
+func (s *socket) setUp(g geometry, filter []bpf.RawInstruction) (err error) {
 	if err := unix.SetsockoptInt(s.fd, unix.SOL_PACKET, unix.PACKET_VERSION, unix.TPACKET_V3); err != nil {
 		return fmt.Errorf("set TPACKET_V3: %w", err)
 	}
-	program := make([]unix.SockFilter, len(filter))
-	for i, f := range filter {
-		program[i] = unix.SockFilter{Code: f.Op, Jt: f.Jt, Jf: f.Jf, K: f.K}
-	}
-	if err := unix.SetsockoptSockFprog(s.fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
-		&unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}); err != nil {
-		return fmt.Errorf("attach filter: %w", err)
+	if err := attach(s.fd, filter); err != nil {
+		return err
 	}
 	req := &unix.TpacketReq3{
-		Block_size: blockBytes, Block_nr: uint32(blocks), Frame_size: blockBytes, Frame_nr: uint32(blocks),
+		Block_size: uint32(g.blockBytes), Block_nr: uint32(g.blocks),
+		Frame_size: uint32(g.blockBytes), Frame_nr: uint32(g.blocks),
 		Retire_blk_tov: uint32(retire / time.Millisecond),
 	}
 	if err := unix.SetsockoptTpacketReq3(s.fd, unix.SOL_PACKET, unix.PACKET_RX_RING, req); err != nil {
 		return fmt.Errorf("set ring: %w", err)
 	}
-	if s.ring, err = unix.Mmap(s.fd, 0, blocks*blockBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
+	if s.ring, err = unix.Mmap(s.fd, 0, g.bytes(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
 		return fmt.Errorf("map ring: %w", err)
 	}
 	return unix.Bind(s.fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL)})
 }
 
-func htons(v uint16) uint16 { return v<<8 | v>>8 }
+// htons puts the first byte of the wire first in memory.
+func htons(v uint16) uint16 {
+	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, v))
+}

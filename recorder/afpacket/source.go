@@ -8,276 +8,340 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
-	"tcpcoroner/evidence"
 	"tcpcoroner/recorder"
 )
 
 const (
-	// blockBytes is the size of a ring block: 6900 packets. Smaller ones cost more
-	// wake-ups and lose packets.
-	blockBytes = 1 << 20
-	minBlocks  = 4
-	// retire is how long a packet waits at most for its block to fill.
-	retire = 100 * time.Millisecond
+	// idle is the longest wait: an idle source wakes once in it.
+	idle = time.Second
+	// checkEvery is how often attached namespaces are looked for.
+	checkEvery = 10 * time.Second
 )
 
-// DefaultRingBytes is the size of the kernel's ring if none is given.
-const DefaultRingBytes = 16 << 20
+// The sizes of rings if none are given.
+const (
+	DefaultRingBytes          = 16 << 20
+	DefaultNamespaceRingBytes = 2 << 20
+)
 
-// ErrClosed is returned by Run for a source that was closed or run before.
-var ErrClosed = errors.New("packet source is closed")
+// Errors of a Source.
+var (
+	// ErrClosed is returned for a source that was closed or run before.
+	ErrClosed = errors.New("packet source is closed")
+	// ErrAttached is returned for a network namespace that is recorded already.
+	ErrAttached = errors.New("network namespace is recorded already")
+)
 
 // Config says how to open a Source.
 type Config struct {
 	// RingBytes is the memory of the ring between kernel and program, locked in
-	// RAM; rounded down to whole MiB, at least 4 MiB. 0 means DefaultRingBytes.
+	// RAM; rounded down to whole blocks, at least 512 KiB. 0 means
+	// DefaultRingBytes.
 	RingBytes int
+	// Overlay has the segments in VXLAN and Geneve tunnels recorded too. Without,
+	// they are seen on the tunnel's device if that is on this host.
+	Overlay bool
+	// Namespaces are paths of network namespaces to record beside the thread's own.
+	Namespaces []string
+	// NamespaceRingBytes is RingBytes for each of them. 0 means
+	// DefaultNamespaceRingBytes.
+	NamespaceRingBytes int
+	// Proc is where procfs is mounted. "" means /proc.
+	Proc string
 }
 
-// socket is an open packet socket with its ring.
-type socket struct {
-	fd    int
-	ring  []byte
-	close func()
-	// since is CLOCK_REALTIME nanoseconds: earlier packets came past the filter.
-	since int64
-}
-
-// Source reads all interfaces of one network namespace. It implements
-// recorder.Source.
+// Source reads all interfaces of one network namespace, and of others that are
+// attached. It implements recorder.Source.
 type Source struct {
-	mu     sync.Mutex // held by Run and Close: only one of them has the socket
-	socket *socket
+	cfg        Config
+	filters    filters
+	own        uint64        // inode of the first namespace
+	checkEvery time.Duration // of attached namespaces
+	epoll      int
 
+	mu     sync.Mutex // held by Run and Close: only one of them has the rings
+	closed bool
 	// What follows belongs to Run's goroutine.
-	meta    recorder.Meta
+	rings   []*ring
 	sink    recorder.Sink
-	known   map[uint32]bool
-	unknown []evidence.Interface
-	lap     int // blocks read, up to one lap of the ring
-	read    time.Time
+	hold    bool
+	limited bool
+	events  [16]unix.EpollEvent
+	checked time.Time
+	// background waits for what was started aside: closing of sockets, which waits
+	// for the kernel, and looks for namespaces.
+	background sync.WaitGroup
+	checking   atomic.Bool
 
 	packets, dropped, freezes, skipped, malformed, polls, pollErrors atomic.Uint64
+	open, held, filterSwaps, filterErrors                            atomic.Uint64
 
-	namesMu sync.Mutex
-	names   []evidence.Interface
+	requests
 }
 
 // Open opens the packet socket in the network namespace of the calling thread:
 // for another namespace than the process' own, lock the goroutine to its thread
 // and enter the namespace around the call. Run may then be called anywhere.
 func Open(cfg Config) (*Source, error) {
-	if cfg.RingBytes == 0 {
-		cfg.RingBytes = DefaultRingBytes
+	cfg.setDefaults()
+	s := &Source{cfg: cfg, checkEvery: checkEvery, epoll: -1}
+	s.event = -1
+	err := s.start()
+	for _, path := range cfg.Namespaces {
+		if err == nil {
+			err = s.Attach(path)
+		}
 	}
-	program, err := filter()
 	if err != nil {
+		_ = s.Close()
 		return nil, err
 	}
-	blocks := max(cfg.RingBytes/blockBytes, minBlocks)
-	s, err := opened(blocks, program)
+	return s, nil
+}
+
+func (c *Config) setDefaults() {
+	if c.RingBytes == 0 {
+		c.RingBytes = DefaultRingBytes
+	}
+	if c.NamespaceRingBytes == 0 {
+		c.NamespaceRingBytes = DefaultNamespaceRingBytes
+	}
+	if c.Proc == "" {
+		c.Proc = "/proc"
+	}
+}
+
+func (s *Source) start() (err error) {
+	if s.filters, err = newFilters(s.cfg.Overlay); err != nil {
+		return err
+	}
+	if s.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return fmt.Errorf("open epoll: %w", err)
+	}
+	if s.event, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		return fmt.Errorf("open eventfd: %w", err)
+	}
+	if err := s.watch(s.event); err != nil {
+		return err
+	}
+	if s.own, err = inode(s.cfg.Proc + "/thread-self/ns/net"); err != nil {
+		return err
+	}
+	r, err := s.openRing(s.cfg.RingBytes, 0)
+	if err != nil {
+		return err
+	}
+	return s.adopt(r)
+}
+
+// watch has the descriptor end a wait once for each time that something comes:
+// the kernel's usual notification would not rest while blocks are held
+// (packet_poll in net/packet/af_packet.c looks at the newest full block).
+func (s *Source) watch(fd int) error {
+	e := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET, Fd: int32(fd)}
+	if err := unix.EpollCtl(s.epoll, unix.EPOLL_CTL_ADD, fd, &e); err != nil {
+		return fmt.Errorf("watch descriptor %d: %w", fd, err)
+	}
+	return nil
+}
+
+func (s *Source) openRing(ringBytes int, namespace uint16) (*ring, error) {
+	g := newGeometry(ringBytes)
+	socket, err := opened(g, s.filters.full)
 	switch {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		return nil, fmt.Errorf("open packet socket: %w: needs CAP_NET_RAW (run as root or use the systemd unit)", err)
 	case err != nil:
-		return nil, fmt.Errorf("open packet socket with a ring of %d MiB: %w", blocks, err)
+		return nil, fmt.Errorf("open packet socket with a ring of %d KiB: %w", g.bytes()>>10, err)
 	}
-	return &Source{socket: s, known: map[uint32]bool{}}, nil
+	return newRing(socket, g, namespace), nil
 }
 
-// Close gives the socket back if Run was never called. While Run runs it waits
+// adopt makes a ring one of those that are read. It is closed if that fails.
+func (s *Source) adopt(r *ring) error {
+	err := s.watch(r.fd)
+	if err == nil && s.limited {
+		err = r.limit(&s.filters, true)
+	}
+	if err != nil {
+		r.close()
+		return err
+	}
+	r.sink = s.sink
+	s.rings = append(s.rings, r)
+	s.open.Store(uint64(len(s.rings)))
+	return nil
+}
+
+// Close gives the sockets back if Run was never called. While Run runs it waits
 // for it: end Run by its context.
 func (s *Source) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.closeSocket()
+	s.closeAll()
 	return nil
 }
 
-func (s *Source) closeSocket() {
-	if s.socket != nil {
-		s.socket.close()
-		s.socket = nil
+func (s *Source) closeAll() {
+	if s.closed {
+		return
+	}
+	s.closed = true
+	for _, r := range slices.Concat(s.rings, s.endRequests()) {
+		s.background.Go(r.close)
+	}
+	s.background.Wait()
+	s.rings = nil
+	s.open.Store(0)
+	if s.epoll >= 0 {
+		_ = unix.Close(s.epoll)
 	}
 }
 
-// Stats implements recorder.Source. The kernel's numbers are at most 100 ms old.
+// Stats implements recorder.Source. The kernel's numbers are at most 100 ms old
+// while packets come.
 func (s *Source) Stats() recorder.SourceStats {
 	return recorder.SourceStats{
 		Packets: s.packets.Load(), Dropped: s.dropped.Load(), Freezes: s.freezes.Load(),
 		Skipped: s.skipped.Load(), Malformed: s.malformed.Load(),
 		Polls: s.polls.Load(), PollErrors: s.pollErrors.Load(),
+		Rings: s.open.Load(), Held: s.held.Load(),
+		FilterSwaps: s.filterSwaps.Load(), FilterErrors: s.filterErrors.Load(),
 	}
 }
 
-// Interfaces implements recorder.Source.
-func (s *Source) Interfaces() []evidence.Interface {
-	s.namesMu.Lock()
-	defer s.namesMu.Unlock()
-	return slices.Clone(s.names)
-}
-
-// Run implements recorder.Source. It ends at most 100 ms after the context and
-// closes the socket: a source runs once.
+// Run implements recorder.Source. It closes the sockets when it ends: a source
+// runs once.
 func (s *Source) Run(ctx context.Context, sink recorder.Sink) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.socket == nil {
+	if s.closed {
 		return ErrClosed
 	}
-	defer s.closeSocket() // by the reader alone: the ring is unmapped
+	defer s.closeAll() // by the reader alone: the rings are unmapped
+	defer context.AfterFunc(ctx, s.Wake)()
 	s.sink = sink
-	ring := s.socket.ring
-	for at := 0; ctx.Err() == nil; {
-		block := ring[at : at+blockBytes]
-		status := (*uint32)(unsafe.Pointer(&block[blockStatus]))
-		v := atomic.LoadUint32(status)
-		if v&unix.TP_STATUS_USER == 0 {
-			if err := s.wait(ctx); err != nil {
+	for _, r := range s.rings {
+		r.sink = sink
+	}
+	for woken := true; ctx.Err() == nil; {
+		s.serve()
+		taken, losing := s.round()
+		if taken || woken {
+			s.afterBatch(losing)
+		}
+		if woken = !taken; woken {
+			if err := s.wait(); err != nil {
 				return err
 			}
-			continue
 		}
-		s.take(block)
-		s.afterBatch(v&statusLosing != 0)
-		atomic.StoreUint32(status, unix.TP_STATUS_KERNEL)
-		at = (at + blockBytes) % len(ring)
 	}
-	s.afterBatch(true)
+	s.flush()
+	s.countKernel(s.rings...)
+	s.nameInterfaces()
+	sink.Tick()
 	return nil
 }
 
-// take reads one block. The kernel wrote all of it before its status.
-func (s *Source) take(block []byte) {
-	used := int(u32(block, blockUsed))
-	if used < blockHeader || used > len(block) {
-		s.malformed.Add(1)
-		return
+// round reads a block of each ring that has one, so that none is left behind.
+func (s *Source) round() (taken, losing bool) {
+	for _, r := range s.rings {
+		t, l := s.take(r, s.hold)
+		taken, losing = taken || t, losing || l
 	}
-	visit, early := s.add, s.early(block)
-	if early {
-		visit = s.addFiltered
-	}
-	if !parseBlock(block[:used], &s.meta, visit) {
-		s.malformed.Add(1)
-	}
-	if early {
-		clear(block[blockHeader:used]) // payload may be in it
-	}
-}
-
-// early tells whether the kernel began a block before the filter was set. It
-// looks at the ring's first lap only: a later step of the clock must not look
-// like it.
-func (s *Source) early(block []byte) bool {
-	if s.lap >= len(s.socket.ring)/blockBytes {
-		return false
-	}
-	s.lap++
-	began := int64(u32(block, blockTime))*1e9 + int64(u32(block, blockTime+4))
-	return began < s.socket.since
-}
-
-// addFiltered leaves out the packets that came before the filter.
-func (s *Source) addFiltered(m *recorder.Meta, header []byte) {
-	if m.Nanos < s.socket.since {
-		s.skipped.Add(1)
-		return
-	}
-	s.add(m, header)
-}
-
-func (s *Source) add(m *recorder.Meta, header []byte) {
-	if !s.known[m.Interface] {
-		s.known[m.Interface] = true
-		s.unknown = append(s.unknown, evidence.Interface{Index: m.Interface, LinkType: m.LinkType})
-	}
-	s.sink.Add(m, header)
+	return taken, losing
 }
 
 // afterBatch does what must not be done for each packet.
-func (s *Source) afterBatch(countNow bool) {
-	if now := time.Now(); countNow || now.Sub(s.read) >= retire {
-		s.read = now
-		s.countKernel()
+func (s *Source) afterBatch(losing bool) {
+	now := time.Now()
+	for _, r := range s.rings {
+		since := now.Sub(r.read)
+		if losing || r.due && since >= retire || since >= idle {
+			r.read, r.due = now, false
+			s.countKernel(r)
+		}
 	}
 	s.nameInterfaces()
-	s.sink.Tick()
+	s.checkNamespaces(now)
+	s.obey(s.sink.Tick())
+}
+
+// obey goes on as the sink wishes.
+func (s *Source) obey(o recorder.Order) {
+	if o.Flush || s.hold && o.Level != recorder.LevelHold {
+		s.flush()
+		o = s.sink.Tick()
+	}
+	s.hold = o.Level == recorder.LevelHold
+	s.limited = o.Level == recorder.LevelControl
+	for _, r := range s.rings {
+		if r.limited == s.limited {
+			continue
+		}
+		if r.limit(&s.filters, s.limited) != nil {
+			s.filterErrors.Add(1) // and again at the next tick
+			continue
+		}
+		s.filterSwaps.Add(1)
+	}
+}
+
+// flush gives the sink all that is held, and then all that the kernel has ready,
+// at most one lap of it.
+func (s *Source) flush() {
+	for _, r := range s.rings {
+		s.flushRing(r)
+	}
+}
+
+func (s *Source) flushRing(r *ring) {
+	s.letGoAll(r)
+	for range r.blocks {
+		if taken, _ := s.take(r, false); !taken {
+			return
+		}
+	}
 }
 
 // countKernel reads the kernel's counters, which that sets to zero: nobody else
 // may read them.
-func (s *Source) countKernel() {
-	c, err := unix.GetsockoptTpacketStatsV3(s.socket.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)
-	if err != nil {
-		s.pollErrors.Add(1)
-		return
+func (s *Source) countKernel(rings ...*ring) {
+	for _, r := range rings {
+		c, err := unix.GetsockoptTpacketStatsV3(r.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)
+		if err != nil {
+			s.pollErrors.Add(1)
+			continue
+		}
+		s.packets.Add(uint64(c.Packets))
+		s.dropped.Add(uint64(c.Drops))
+		s.freezes.Add(uint64(c.Freeze_q_cnt))
 	}
-	s.packets.Add(uint64(c.Packets))
-	s.dropped.Add(uint64(c.Drops))
-	s.freezes.Add(uint64(c.Freeze_q_cnt))
 }
 
-// nameInterfaces looks up the interfaces that were new in the batch. The socket
-// answers for its own namespace, whatever the thread's is (netdevice(7)).
 func (s *Source) nameInterfaces() {
-	if len(s.unknown) == 0 {
-		return
-	}
-	s.namesMu.Lock()
-	defer s.namesMu.Unlock()
-	for _, i := range s.unknown {
-		if describe(s.socket.fd, &i) == nil {
-			s.names = append(s.names, i)
+	for _, r := range s.rings {
+		if len(r.unknown) > 0 {
+			s.addInterfaces(r.newInterfaces())
 		}
 	}
-	s.unknown = s.unknown[:0]
 }
 
-func describe(fd int, i *evidence.Interface) error {
-	r, err := unix.NewIfreq("")
-	if err != nil {
-		return err
-	}
-	r.SetUint32(i.Index)
-	if err := unix.IoctlIfreq(fd, unix.SIOCGIFNAME, r); err != nil {
-		return fmt.Errorf("name interface %d: %w", i.Index, err)
-	}
-	i.Name = r.Name()
-	if r, err = unix.NewIfreq(i.Name); err == nil && unix.IoctlIfreq(fd, unix.SIOCGIFMTU, r) == nil {
-		i.MTU = int(r.Uint32())
-	}
-	return nil
-}
-
-// wait polls for the next block, at most for the retire time.
-func (s *Source) wait(ctx context.Context) error {
+// wait ends when a block is full or its time is up, after Wake, or after a second.
+func (s *Source) wait() error {
 	s.polls.Add(1)
-	fds := []unix.PollFd{{Fd: int32(s.socket.fd), Events: unix.POLLIN | unix.POLLERR}}
-	n, err := unix.Poll(fds, int(retire/time.Millisecond))
-	switch {
-	case err != nil && err != unix.EINTR:
+	n, err := unix.EpollWait(s.epoll, s.events[:], int(idle/time.Millisecond))
+	if err != nil && err != unix.EINTR {
 		return fmt.Errorf("wait for packets: %w", err)
-	case n > 0 && fds[0].Revents&^unix.POLLIN != 0:
-		s.clearError(ctx)
-	case n > 0:
-		return nil
 	}
-	s.afterBatch(true)
+	for _, e := range s.events[:max(n, 0)] {
+		if e.Events&unix.EPOLLERR != 0 {
+			s.pollErrors.Add(1)
+			_, _ = unix.GetsockoptInt(int(e.Fd), unix.SOL_SOCKET, unix.SO_ERROR) // takes it
+		}
+	}
 	return nil
-}
-
-// clearError takes the socket's pending error, which would wake every poll, and
-// backs off in case there is more.
-func (s *Source) clearError(ctx context.Context) {
-	s.pollErrors.Add(1)
-	_, _ = unix.GetsockoptInt(s.socket.fd, unix.SOL_SOCKET, unix.SO_ERROR)
-	select {
-	case <-ctx.Done():
-	case <-time.After(retire):
-	}
 }

@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"tcpcoroner/evidence"
@@ -36,7 +35,7 @@ func (t *Taker) Conntrack() (*evidence.Conntrack, error) {
 		return nil, fmt.Errorf("read conntrack limit: %w", err)
 	}
 	ct := &evidence.Conntrack{Count: count, Max: limit}
-	err = ctCounters(ct)
+	err = t.ctCounters(ct)
 	if err == nil {
 		return ct, nil
 	}
@@ -62,16 +61,16 @@ const (
 	nfgenLen      = 4                                 // struct nfgenmsg: family, version, resource
 )
 
-func ctRequest(typ netlink.HeaderType) request {
+func ctRequest(typ uint16) request {
 	return request{unix.NETLINK_NETFILTER, typ, make([]byte, nfgenLen)}
 }
 
 // ctCounters sums the counters, one message for each CPU.
-func ctCounters(ct *evidence.Conntrack) error {
+func (t *Taker) ctCounters(ct *evidence.Conntrack) error {
 	ctx, cancel := context.WithTimeout(context.Background(), pollTimeout)
 	defer cancel()
 	var sum evidence.Conntrack
-	err := dump(ctx, ctRequest(ctGetStatsCPU), func(b []byte) bool {
+	err := t.dump(ctx, ctRequest(ctGetStatsCPU), func(b []byte) bool {
 		parseCTCounters(b, &sum)
 		return true
 	})

@@ -148,7 +148,7 @@ func TestTopTalkersDeadline(t *testing.T) {
 	var n int
 	var err error
 	ns.Run(t, func() {
-		err = dump(ctx, ctRequest(ctGet), func([]byte) bool {
+		err = New(Config{}).dump(ctx, ctRequest(ctGet), func([]byte) bool {
 			if n++; n == 1000 {
 				cancel()
 			}

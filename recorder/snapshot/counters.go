@@ -29,19 +29,24 @@ var wanted = map[string][]string{
 // own could not be read; Counters then holds what could.
 func (t *Taker) Counters() (evidence.Counters, error) {
 	c := evidence.Counters{Time: t.cfg.Now(), Values: make(map[string]uint64, 256)}
+	buf := t.buffer()
+	defer t.buffers.Put(buf)
+	t.files.mu.Lock()
+	defer t.files.mu.Unlock()
+	t.files.enter(t.cfg.ProcRoot)
 	var errs []error
 	for _, source := range []struct {
 		file  string
 		parse func(string, map[string]uint64)
 		must  bool
 	}{
-		{"thread-self/net/snmp", parsePairs, true},
-		{"thread-self/net/netstat", parsePairs, true},
-		{"thread-self/net/sockstat", parseSockstat, false},
-		{"thread-self/net/sockstat6", parseSockstat, false}, // absent without IPv6
-		{"net/softnet_stat", parseSoftnet, false},
+		{"snmp", parsePairs, true},
+		{"netstat", parsePairs, true},
+		{"sockstat", parseSockstat, false},
+		{"sockstat6", parseSockstat, false}, // absent without IPv6
+		{"softnet_stat", parseSoftnet, false},
 	} {
-		text, err := t.read(source.file)
+		text, err := t.files.read(t.cfg.ProcRoot, source.file, buf)
 		if err != nil {
 			if source.must || !errors.Is(err, fs.ErrNotExist) {
 				errs = append(errs, fmt.Errorf("read counters: %w", err))
@@ -57,29 +62,37 @@ func (t *Taker) Counters() (evidence.Counters, error) {
 // values, both led by the group. Negative values (Tcp.MaxConn) mean "none" and
 // are left out.
 func parsePairs(text string, into map[string]uint64) {
-	var names []string
+	var group, names string
 	for line := range strings.Lines(text) {
-		fields := strings.Fields(line)
-		if len(fields) == 0 {
-			continue
+		first, rest := field(line)
+		switch first {
+		case "":
+		case group:
+			addPairs(strings.TrimSuffix(group, ":"), names, rest, into)
+			group = ""
+		default:
+			group, names = first, rest
 		}
-		if len(names) == 0 || names[0] != fields[0] {
-			names = fields
-			continue
-		}
-		addPairs(strings.TrimSuffix(fields[0], ":"), names[1:], fields[1:], into)
-		names = nil
 	}
 }
 
-func addPairs(group string, names, values []string, into map[string]uint64) {
+// field splits the first word off a line.
+func field(line string) (first, rest string) {
+	first, rest, _ = strings.Cut(strings.TrimSpace(line), " ")
+	return first, rest
+}
+
+func addPairs(group, names, values string, into map[string]uint64) {
 	only, ok := wanted[group]
 	if !ok {
 		return
 	}
-	for i := range min(len(names), len(values)) {
-		if only == nil || slices.Contains(only, names[i]) {
-			addNumber(into, group+"."+names[i], values[i], 10)
+	for names != "" && values != "" {
+		var name, value string
+		name, names = field(names)
+		value, values = field(values)
+		if only == nil || slices.Contains(only, name) {
+			addNumber(into, group+"."+name, value, 10)
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -14,7 +15,7 @@ import (
 func (t *Taker) interfaces(ctx context.Context) ([]evidence.InterfaceStats, error) {
 	var all []evidence.InterfaceStats
 	r := request{unix.NETLINK_ROUTE, unix.RTM_GETLINK, make([]byte, unix.SizeofIfInfomsg)}
-	err := dump(ctx, r, func(b []byte) bool {
+	err := t.dump(ctx, r, func(b []byte) bool {
 		if s, ok := parseLink(b); ok {
 			all = append(all, s)
 		}
@@ -63,3 +64,13 @@ func parseLinkStats(value []byte, s *evidence.InterfaceStats) {
 		}
 	}
 }
+
+// Links reads the interfaces and their counters (RTM_GETLINK).
+func (t *Taker) Links() ([]evidence.InterfaceStats, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), linksTime)
+	defer cancel()
+	return t.interfaces(ctx)
+}
+
+// linksTime bounds Links.
+const linksTime = time.Second

@@ -2,7 +2,11 @@ package snapshot
 
 import (
 	"encoding/binary"
+	"errors"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -324,6 +328,37 @@ func TestParseDiag(t *testing.T) {
 	}
 }
 
+func TestMessages(t *testing.T) {
+	message := func(size uint32, typ uint16, data ...byte) []byte {
+		b := make([]byte, unix.SizeofNlMsghdr)
+		binary.NativeEndian.PutUint32(b, size)
+		binary.NativeEndian.PutUint16(b[4:], typ)
+		return append(b, data...)
+	}
+	failed := binary.NativeEndian.AppendUint32(nil, uint32(0xffffffff)) // -EPERM
+	for name, tt := range map[string]struct {
+		bytes []byte
+		want  []uint16
+		err   error
+	}{
+		"padded":           {join(message(17, 20, 1, 0, 0, 0), message(16, unix.NLMSG_DONE)), []uint16{20, unix.NLMSG_DONE}, nil},
+		"failed":           {message(20, unix.NLMSG_ERROR, failed...), []uint16{unix.NLMSG_ERROR}, unix.EPERM},
+		"acknowledged":     {message(20, unix.NLMSG_ERROR, 0, 0, 0, 0), []uint16{unix.NLMSG_ERROR}, nil},
+		"longer than said": {message(15, 20), nil, nil},
+		"cut off":          {join(message(16, 20), message(40, 21, 1)), []uint16{20}, nil},
+		"empty":            {nil, nil, nil},
+	} {
+		var got []uint16
+		var err error
+		for typ, data := range messages(tt.bytes) {
+			got, err = append(got, typ), messageError(data)
+		}
+		if !slices.Equal(got, tt.want) || !errors.Is(err, tt.err) {
+			t.Errorf("%s: %v, %v", name, got, err)
+		}
+	}
+}
+
 // FuzzNetlinkParsers feeds the parsers of kernel bytes. They must not panic, and
 // what they accept must be well-formed.
 func FuzzNetlinkParsers(f *testing.F) {
@@ -343,6 +378,9 @@ func FuzzNetlinkParsers(f *testing.F) {
 		}
 		var sum evidence.Conntrack
 		parseCTCounters(b, &sum)
+		for _, data := range messages(b) {
+			_ = messageError(data)
+		}
 	})
 }
 
@@ -365,4 +403,27 @@ func FuzzProcParsers(f *testing.F) {
 			t.Errorf("unit %q", unit)
 		}
 	})
+}
+
+// A file that is longer than the buffer is read whole, and after Close anew.
+func TestReadLongFile(t *testing.T) {
+	root := t.TempDir()
+	dir := filepath.Join(root, "thread-self/net")
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		t.Fatal(err)
+	}
+	long := strings.Repeat("0", 3*bufferBytes)
+	if err := os.WriteFile(filepath.Join(dir, "snmp"), []byte(long), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	taker := New(Config{ProcRoot: root})
+	for range 2 {
+		taker.files.enter(root)
+		buf := taker.buffer()
+		held, err := taker.files.read(root, "snmp", buf)
+		text, err2 := taker.read("thread-self/net/snmp")
+		if err := errors.Join(err, err2, taker.Close()); err != nil || held != long || text != long {
+			t.Errorf("%d and %d bytes: %v", len(held), len(text), err)
+		}
+	}
 }

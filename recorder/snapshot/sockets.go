@@ -48,7 +48,7 @@ func (t *Taker) sockets(ctx context.Context, states uint32) ([]evidence.Socket, 
 	full := false
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
 		r := request{unix.NETLINK_SOCK_DIAG, unix.SOCK_DIAG_BY_FAMILY, diagRequest(family, states)}
-		err := dump(ctx, r, func(b []byte) bool {
+		err := t.dump(ctx, r, func(b []byte) bool {
 			if full = len(all) >= t.cfg.MaxSockets; full {
 				return false
 			}

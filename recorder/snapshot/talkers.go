@@ -29,7 +29,7 @@ const (
 // was counted before. It needs CAP_NET_ADMIN.
 func (t *Taker) TopTalkers(ctx context.Context, limit uint64) ([]evidence.Talker, uint64, error) {
 	c := tally{entries: make(map[talker]uint64)}
-	err := dump(ctx, ctRequest(ctGet), func(b []byte) bool {
+	err := t.dump(ctx, ctRequest(ctGet), func(b []byte) bool {
 		if k, ok := parseEntry(b); ok {
 			c.add(k)
 		}

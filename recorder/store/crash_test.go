@@ -29,6 +29,8 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	case "put":
 		fail(childPuts(os.Getenv(childDirEnv)))
+	case "idle":
+		fail(childIdle(os.Getenv(childDirEnv)))
 	case "memory":
 		fail(childMemory(os.Getenv(childDirEnv)))
 	}
@@ -57,13 +59,13 @@ func childPuts(dir string) error {
 	}
 	for n := 0; ; n++ {
 		inc := incidentAt(time.Now(), byte(n))
-		if err := s.Put(inc, seededChunks(inc, 0), "traces", "logs"); err != nil {
+		if err := s.Put(inc, each(seededChunks(inc, 0)), "traces", "logs"); err != nil {
 			return err
 		}
 		fmt.Printf("put %s\n", inc.ID)
 		if n%3 == 0 {
 			inc.Joined = 1
-			if err := s.Put(inc, seededChunks(inc, 1), "traces"); err != nil {
+			if err := s.Put(inc, each(seededChunks(inc, 1)), "traces"); err != nil {
 				return err
 			}
 			fmt.Printf("again %s\n", inc.ID)
@@ -181,7 +183,7 @@ func checkWhole(t *testing.T, s *Store, h *evidence.Incident) {
 		t.Error(err)
 		return
 	}
-	chunks, err := s.Chunks(h.ID)
+	chunks, err := readAll(s, h.ID)
 	if err != nil {
 		t.Error(err)
 		return
@@ -253,7 +255,7 @@ func TestFullDisk(t *testing.T) {
 	var err error
 	for i := 0; err == nil; i++ {
 		last = incidentAt(noon.Add(time.Duration(i)*time.Minute), 1)
-		err = s.Put(last, randomChunks(1, 32, 256<<10), "traces")
+		err = s.Put(last, each(randomChunks(1, 32, 256<<10)), "traces")
 	}
 	if !errors.Is(err, ErrNoSpace) || !strings.Contains(err.Error(), disk) {
 		t.Fatal(err)
@@ -266,7 +268,7 @@ func TestFullDisk(t *testing.T) {
 	if n, err := s.Retain(noon); err != nil || n == 0 {
 		t.Fatal(n, err)
 	}
-	if err := s.Put(last, randomChunks(1, 32, 256<<10), "traces"); err != nil {
+	if err := s.Put(last, each(randomChunks(1, 32, 256<<10)), "traces"); err != nil {
 		t.Fatal(err)
 	}
 	fillDisk(t, disk)
@@ -277,7 +279,7 @@ func TestFullDisk(t *testing.T) {
 			t.Errorf("on a disk that others filled: %v", err)
 		}
 	}
-	if c, err := s.Chunks(last.ID); err != nil || len(c) != 32 {
+	if c, err := readAll(s, last.ID); err != nil || len(c) != 32 {
 		t.Error(err)
 	}
 	if err := s.Close(); !errors.Is(err, ErrNoSpace) {
@@ -302,21 +304,4 @@ func fillDisk(t *testing.T, disk string) {
 	if !errors.Is(err, unix.ENOSPC) {
 		t.Fatal(err)
 	}
-}
-
-// childMemory puts one incident of 64 MiB and prints the process' memory.
-func childMemory(dir string) error {
-	s, err := Open(Config{Dir: dir})
-	if err != nil {
-		return err
-	}
-	if err := s.Put(incidentAt(noon, 1), randomChunks(1, 256, 256<<10)); err != nil {
-		return err
-	}
-	status, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		return err
-	}
-	_, err = os.Stdout.Write(status)
-	return err
 }

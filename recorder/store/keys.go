@@ -17,6 +17,7 @@ const (
 
 	kindJSON  = "json"
 	kindChunk = "chunk"
+	kindIndex = "index"
 )
 
 func markerKey(id string) []byte   { return []byte(markerPrefix + id) }

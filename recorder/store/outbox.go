@@ -57,9 +57,7 @@ func (s *Store) Rejected() (all []evidence.OutboxEntry, err error) {
 }
 
 func (s *Store) eachEntry(f func(evidence.OutboxEntry)) error {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	err := s.db.View(func(txn *badger.Txn) error {
+	err := s.view(func(txn *badger.Txn) error {
 		return eachValue(txn, outboxPrefix, false, func(_, v []byte) error {
 			var e evidence.OutboxEntry
 			if err := json.Unmarshal(v, &e); err != nil {
@@ -77,8 +75,6 @@ func (s *Store) eachEntry(f func(evidence.OutboxEntry)) error {
 
 // Done removes a delivery that was made.
 func (s *Store) Done(signal, id string) error {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
 	err := s.update(func(txn *badger.Txn) error { return txn.Delete(outboxKey(signal, id)) })
 	if err != nil {
 		return fmt.Errorf("remove %s of incident %s from the outbox: %w", signal, id, err)
@@ -89,8 +85,6 @@ func (s *Store) Done(signal, id string) error {
 // Retry replaces the delivery's entry: attempts, next time, last error. If the
 // incident was deleted meanwhile there is none, and none is made.
 func (s *Store) Retry(e evidence.OutboxEntry) error {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
 	err := s.update(func(txn *badger.Txn) error {
 		_, err := txn.Get(outboxKey(e.Signal, e.Incident))
 		if errors.Is(err, badger.ErrKeyNotFound) {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"iter"
 	"strings"
 
 	"github.com/dgraph-io/badger/v4"
@@ -22,7 +23,7 @@ var errEnough = errors.New("enough")
 // Get reads an incident, without its packets. Damage is ErrDamaged, never a
 // part of an incident.
 func (s *Store) Get(id string) (*evidence.Incident, error) {
-	pieces, err := s.blocks(id, kindJSON)
+	pieces, err := s.jsonBlocks(id)
 	if err != nil {
 		return nil, fmt.Errorf("read incident %s: %w", id, err)
 	}
@@ -41,46 +42,109 @@ func (s *Store) Get(id string) (*evidence.Incident, error) {
 	return inc, nil
 }
 
-// Chunks reads the chunks that were put with an incident, in that order. The
-// caller owns the bytes.
-func (s *Store) Chunks(id string) ([][]byte, error) {
-	chunks, err := s.blocks(id, kindChunk)
-	if err != nil {
-		return nil, fmt.Errorf("read packets of incident %s: %w", id, err)
+// Chunks reads the chunks that were put with an incident, in that order, one at
+// a time: the bytes are valid until the next step. A chunk that is damaged is an
+// error that wraps ErrDamaged, and the next chunk follows. If the incident is not
+// there, or is deleted or put again meanwhile, an error that wraps ErrNotFound is
+// the last step. Nothing is locked between two steps.
+func (s *Store) Chunks(id string) iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		defer s.dropPages()
+		var buf []byte
+		pages := pageBudget{store: s}
+		m, want, err := s.index(id)
+		for i := 0; err == nil && i < len(want); i++ {
+			buf, err = s.chunk(buf, m, i, want[i])
+			if errors.Is(err, ErrNotFound) {
+				break
+			}
+			if err != nil {
+				err = fmt.Errorf("read packets of incident %s: chunk %d of %d: %w", id, i+1, len(want), err)
+			}
+			if !yield(buf, err) {
+				return
+			}
+			err = nil
+			pages.spend(want[i].Bytes)
+		}
+		if err != nil {
+			yield(nil, fmt.Errorf("read packets of incident %s: %w", id, err))
+		}
 	}
-	return chunks, nil
 }
 
-// blocks reads marker and blocks in one transaction and verifies each block.
-func (s *Store) blocks(id, kind string) (values [][]byte, err error) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	err = s.db.View(func(txn *badger.Txn) error {
+// index reads what the marker knows of an incident's chunks.
+func (s *Store) index(id string) (m marker, chunks []block, err error) {
+	err = s.view(func(txn *badger.Txn) (err error) {
+		if m, err = getMarker(txn, id); err != nil || m.Index == nil {
+			return err
+		}
+		pieces, err := getBlocks(txn, m, kindIndex, m.Index)
+		if err != nil {
+			return err
+		}
+		return parseIndex(bytes.Join(pieces, nil), &m.Chunks)
+	})
+	return m, m.Chunks, err
+}
+
+func parseIndex(b []byte, chunks *[]block) error {
+	if err := json.Unmarshal(b, chunks); err != nil {
+		return fmt.Errorf("list of chunks: %w: %w", ErrDamaged, err)
+	}
+	return nil
+}
+
+// chunk reads one chunk into buf. One that is not there any more because the
+// incident is not, or is another one, is no damage.
+func (s *Store) chunk(buf []byte, m marker, n int, want block) (out []byte, err error) {
+	err = s.view(func(txn *badger.Txn) error {
+		out, err = getBlock(txn, blockKey(m.Head.ID, m.Generation, kindChunk, n), want, buf)
+		if !errors.Is(err, badger.ErrKeyNotFound) {
+			return err
+		}
+		switch now, gone := getMarker(txn, m.Head.ID); {
+		case gone != nil:
+			return gone
+		case now.Generation != m.Generation:
+			return fmt.Errorf("%w any more: it was put again while it was read", ErrNotFound)
+		}
+		return err
+	})
+	return out, err
+}
+
+// jsonBlocks reads marker and blocks in one transaction and verifies each block.
+func (s *Store) jsonBlocks(id string) (values [][]byte, err error) {
+	err = s.view(func(txn *badger.Txn) error {
 		m, err := getMarker(txn, id)
 		if err != nil {
 			return err
 		}
-		want := m.Chunks
-		if kind == kindJSON {
-			want = m.JSON
-		}
-		values = make([][]byte, len(want))
-		for i := range want {
-			if values[i], err = getBlock(txn, blockKey(id, m.Generation, kind, i), want[i]); err != nil {
-				return fmt.Errorf("%s block %d of %d: %w", kind, i+1, len(want), err)
-			}
-		}
-		return nil
+		values, err = getBlocks(txn, m, kindJSON, m.JSON)
+		return err
 	})
 	return values, err
 }
 
-func getBlock(txn *badger.Txn, key []byte, want block) ([]byte, error) {
+func getBlocks(txn *badger.Txn, m marker, kind string, want []block) ([][]byte, error) {
+	values := make([][]byte, len(want))
+	for i := range want {
+		var err error
+		if values[i], err = getBlock(txn, blockKey(m.Head.ID, m.Generation, kind, i), want[i], nil); err != nil {
+			return nil, fmt.Errorf("%s block %d of %d: %w", kind, i+1, len(want), err)
+		}
+	}
+	return values, nil
+}
+
+// getBlock reads a block into buf, which it replaces if it is too small.
+func getBlock(txn *badger.Txn, key []byte, want block, buf []byte) ([]byte, error) {
 	item, err := txn.Get(key)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
-	v, err := item.ValueCopy(nil)
+	v, err := item.ValueCopy(buf)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
@@ -112,7 +176,7 @@ func parseMarker(v []byte, m *marker) error {
 }
 
 func (s *Store) marker(id string) (m marker, err error) {
-	err = s.db.View(func(txn *badger.Txn) error {
+	err = s.view(func(txn *badger.Txn) error {
 		m, err = getMarker(txn, id)
 		return err
 	})
@@ -121,7 +185,7 @@ func (s *Store) marker(id string) (m marker, err error) {
 
 // eachMarker walks the incidents, newest first.
 func (s *Store) eachMarker(f func(marker) error) error {
-	err := s.db.View(func(txn *badger.Txn) error {
+	err := s.view(func(txn *badger.Txn) error {
 		return eachValue(txn, markerPrefix, true, func(_, v []byte) error {
 			var m marker
 			if err := parseMarker(v, &m); err != nil {
@@ -139,8 +203,6 @@ func (s *Store) eachMarker(f func(marker) error) error {
 // List returns the newest incidents first, at most limit, all if limit is 0.
 // They are heads: without flows, snapshots and counters, which Get reads.
 func (s *Store) List(limit int) ([]*evidence.Incident, error) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
 	var heads []*evidence.Incident
 	err := s.eachMarker(func(m marker) error {
 		heads = append(heads, m.Head)
@@ -161,9 +223,7 @@ const maxCandidates = 8
 // Find resolves what a person types: "last", an id, a unique prefix of one, or
 // a trace id. The error is ErrNotFound, or ErrAmbiguous with the candidates.
 func (s *Store) Find(ref string) (id string, err error) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	err = s.db.View(func(txn *badger.Txn) error {
+	err = s.view(func(txn *badger.Txn) error {
 		id, err = find(txn, strings.TrimSpace(ref))
 		return err
 	})

@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -15,8 +16,6 @@ import (
 func (s *Store) Delete(id string) error {
 	s.putting.Lock()
 	defer s.putting.Unlock()
-	s.mu.RLock()
-	defer s.mu.RUnlock()
 	if err := s.delete(id); err != nil {
 		return fmt.Errorf("delete incident %s: %w", id, err)
 	}
@@ -76,7 +75,7 @@ func deleteKeys(txn *badger.Txn, keys [][]byte) error {
 // deletePrefix deletes the blocks under prefix, a bounded number at a time.
 func (s *Store) deletePrefix(prefix []byte) error {
 	var keys [][]byte
-	err := s.db.View(func(txn *badger.Txn) error {
+	err := s.view(func(txn *badger.Txn) error {
 		return eachKey(txn, string(prefix), func(k []byte) error { keys = append(keys, k); return nil })
 	})
 	if err != nil {
@@ -100,7 +99,7 @@ func (s *Store) deleteBlocks(keys [][]byte) error {
 // removeOrphans deletes the blocks that no marker names.
 func (s *Store) removeOrphans() error {
 	var orphans [][]byte
-	err := s.db.View(func(txn *badger.Txn) error {
+	err := s.view(func(txn *badger.Txn) error {
 		prefix, named := "", false // keys of a generation are neighbours: one look at the marker for each
 		return eachKey(txn, blocksPrefix, func(key []byte) error {
 			id, generation, ok := parseBlockKey(string(key))
@@ -147,8 +146,6 @@ func (s *Store) Retain(now time.Time) (deleted int, err error) {
 // expired lists what has to go, oldest first. Walking from the newest, everything goes from
 // the first one on that is too old or does not fit: always the oldest.
 func (s *Store) expired(now time.Time) (ids []string, err error) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
 	total, full, newest := uint64(0), false, true
 	err = s.eachMarker(func(m marker) error {
 		total += m.bytes()
@@ -164,22 +161,33 @@ func (s *Store) expired(now time.Time) (ids []string, err error) {
 	return ids, err
 }
 
-// reclaim gives the space of deleted blocks back. Badger learns how much of a
-// value log file is garbage when a compaction drops the keys. DropPrefix of a
-// key that exists for this purpose only is its one public way to push the
-// memtable out and compact level 0 at once.
+// reclaim compacts if it is worth it and gives the space of deleted blocks back.
+// Badger learns how much of a value log file is garbage when a compaction drops
+// the keys. DropPrefix of a key that exists for this purpose only is its one
+// public way to push the memtable out and compact level 0 at once.
 func (s *Store) reclaim() error {
-	if !s.dirty.Load() {
+	if !s.dirty.Load() && s.db.Levels()[0].NumTables < levelZeroTables {
 		return nil
 	}
+	defer s.dropPages()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	err := s.update(func(txn *badger.Txn) error { return txn.Set([]byte(flushPrefix+"now"), nil) })
+	err := needSpace(s.cfg.Dir, spaceForUpdate)
+	if err == nil {
+		err = s.db.Update(func(txn *badger.Txn) error { return txn.Set([]byte(flushPrefix+"now"), nil) })
+	}
 	if err == nil {
 		err = s.db.DropPrefix([]byte(flushPrefix))
 	}
+	rewrote := false
 	for err == nil {
 		err = s.collect()
+		rewrote = rewrote || err == nil
+	}
+	if rewrote {
+		// Badger reads each value of a file into memory of its own. It is garbage by
+		// now, of which Go would keep some 20 MiB for minutes.
+		debug.FreeOSMemory()
 	}
 	if !errors.Is(err, badger.ErrNoRewrite) {
 		return fmt.Errorf("give space of deleted incidents back in %s: %w", s.cfg.Dir, err)
@@ -188,10 +196,14 @@ func (s *Store) reclaim() error {
 	return nil
 }
 
+// levelZeroTables is when reading begins to suffer: each table of level 0 is
+// looked into for each key. A start adds one, and so does each full memtable.
+const levelZeroTables = 8
+
 // collect rewrites the one value log file with most garbage and removes it. At
 // most half of it, what is no garbage, is written anew.
 func (s *Store) collect() error {
-	if err := needSpace(s.cfg.Dir, valueLogBytes/2+spaceForUpdate); err != nil {
+	if err := needSpace(s.cfg.Dir, spaceForReclaim); err != nil {
 		return err
 	}
 	return s.db.RunValueLogGC(0.5)

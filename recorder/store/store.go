@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -38,6 +39,9 @@ type Config struct {
 	Now func() time.Time
 	// Logf receives what Badger has to say; nil drops it.
 	Logf func(format string, args ...any)
+	// Maps is where the kernel lists this process' mappings, "/proc/self/maps" if
+	// empty (proc_pid_maps(5)).
+	Maps string
 }
 
 // Store keeps incidents. It is safe for concurrent use. Unlike other packages'
@@ -45,10 +49,11 @@ type Config struct {
 type Store struct {
 	cfg Config
 	db  *badger.DB
-	// reclaim holds it for writing: Badger's DropPrefix bears no readers.
+	// mu is held for reading by view and update, one transaction at a time, and for
+	// writing by what bears no transaction beside it: reclaim and dropPages.
 	mu sync.RWMutex
-	// putting is held by the one Put at a time: two must not take the same
-	// generation.
+	// putting is held by the one Put or Delete at a time: two must not take the
+	// same generation. It is taken before mu.
 	putting sync.Mutex
 	dirty   atomic.Bool // something was deleted since the last reclaim
 
@@ -56,25 +61,33 @@ type Store struct {
 }
 
 // What Badger may use: an agent beside the application keeps a few incidents,
-// not a working set. Two small memtables hold about 80,000 keys, a 64 MiB
-// incident has 257. Values of 1 KiB and more go to the value log, whose small
-// files let retention drop whole files instead of rewriting.
+// not a working set. A memtable of 1 MiB holds the keys of ten or more incidents
+// and a transaction of transactionKeys values that are just too small for the
+// value log. Values of 1 KiB and more go to the value log, whose small files let
+// retention drop whole files instead of rewriting.
 const (
-	memTableBytes   = 8 << 20
+	memTableBytes   = 1 << 20
+	tableBytes      = 1 << 20
 	valueLogBytes   = 16 << 20
 	valueThreshold  = 1 << 10
-	compactorsMin   = 2 // Badger refuses 1, and 0 never compacts
-	spaceForBadger  = 2*memTableBytes + valueLogBytes
 	spaceForUpdate  = 4 << 20
+	spaceForReclaim = valueLogBytes/2 + spaceForUpdate
+	// spaceForPut is more than removing what a Put leaves that ran out of space needs.
+	spaceForPut     = spaceForReclaim + spaceForUpdate
 	directoryAccess = unix.R_OK | unix.W_OK | unix.X_OK
 )
 
-func badgerOptions(cfg Config) badger.Options {
+// badgerOptions: no compactor runs by itself. Badger's look for work every 50 ms,
+// for ever (runCompactor in its levels.go); Retain compacts instead. Nothing but
+// a compactor takes tables from level 0, so a full level 0 must not stop writes.
+func badgerOptions(cfg Config, memTable int64) badger.Options {
 	return badger.DefaultOptions(cfg.Dir).
 		WithSyncWrites(true).
-		WithMemTableSize(memTableBytes).
+		WithMemTableSize(memTable).
 		WithNumMemtables(2).
-		WithNumCompactors(compactorsMin).
+		WithBaseTableSize(tableBytes).
+		WithNumCompactors(0).
+		WithNumLevelZeroTablesStall(math.MaxInt32).
 		WithCompression(options.None). // chunks are dense already; without it no block cache is needed
 		WithBlockCacheSize(0).
 		WithIndexCacheSize(0). // indices stay in memory: they are small here
@@ -90,16 +103,20 @@ func Open(cfg Config) (*Store, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.Maps == "" {
+		cfg.Maps = "/proc/self/maps"
+	}
 	if err := prepareDir(cfg.Dir); err != nil {
 		return nil, err
 	}
-	if err := needSpace(cfg.Dir, spaceForBadger); err != nil {
+	if err := needSpace(cfg.Dir, spaceForPut); err != nil {
 		return nil, fmt.Errorf("open database %s: %w", cfg.Dir, err)
 	}
-	if err := repair(cfg.Dir); err != nil {
+	left, err := repair(cfg.Dir)
+	if err != nil {
 		return nil, fmt.Errorf("open database %s: %w", cfg.Dir, err)
 	}
-	db, err := badger.Open(badgerOptions(cfg))
+	db, err := openBadger(cfg, left)
 	if err != nil {
 		return nil, openError(cfg.Dir, err)
 	}
@@ -107,8 +124,29 @@ func Open(cfg Config) (*Store, error) {
 	if err := s.removeOrphans(); err != nil {
 		return nil, errors.Join(fmt.Errorf("remove unfinished incidents from %s: %w", cfg.Dir, err), db.Close())
 	}
+	s.dropPages()
 	return s, nil
 }
+
+// openBadger opens the database. Badger replays the memtable's log that a crash
+// left into a memtable of the configured size, and ends the process if that is
+// too small ("Arena too small"). A log whose size is not the one that this
+// release makes is replayed into a large memtable, which Close writes out.
+func openBadger(cfg Config, left int64) (*badger.DB, error) {
+	if left > 0 && left != 2*memTableBytes { // openMemTable makes it twice as large
+		db, err := badger.Open(badgerOptions(cfg, max(left, largestMemTable)))
+		if err == nil {
+			err = db.Close()
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return badger.Open(badgerOptions(cfg, memTableBytes))
+}
+
+// largestMemTable is what release 0.1.0 used.
+const largestMemTable = 8 << 20
 
 // Close writes what is in memory and gives the directory back. On a full disk
 // it leaves the files as a crash would, for the process to end: everything is in
@@ -139,36 +177,41 @@ func prepareDir(dir string) error {
 	return nil
 }
 
-// repair removes empty log files. Badger makes a log by creating it and then
+// repair removes empty log files, and returns the size of the largest memtable's
+// log that is left, 0 if there is none. Badger makes a log by creating it and then
 // setting its size (ristretto z.OpenMmapFile), and deletes it by truncating
 // first; killed between the two it leaves a file without a byte, which its next
 // Open refuses ("Create a new file"). Badger's own lock, flock(2) on the
 // directory, is held meanwhile: a live database has such files for an instant.
-func repair(dir string) error {
+func repair(dir string) (left int64, err error) {
 	d, err := os.Open(dir)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer func() { _ = d.Close() }() // gives the lock back
 	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return fmt.Errorf("%w: stop that daemon or give --data another directory", ErrLocked)
+		return 0, fmt.Errorf("%w: stop that daemon or give --data another directory", ErrLocked)
 	}
 	entries, err := d.ReadDir(-1)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	for _, e := range entries {
-		if ext := filepath.Ext(e.Name()); ext != ".vlog" && ext != ".mem" {
+		ext := filepath.Ext(e.Name())
+		fi, err := e.Info()
+		if err != nil || ext != ".vlog" && ext != ".mem" {
 			continue
 		}
-		if fi, err := e.Info(); err != nil || fi.Size() > 0 {
-			continue
+		if fi.Size() == 0 {
+			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+				return 0, err
+			}
 		}
-		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
-			return err
+		if ext == ".mem" {
+			left = max(left, fi.Size())
 		}
 	}
-	return nil
+	return left, nil
 }
 
 // openError: Badger's errors are text only. repair found the directory free an
@@ -199,7 +242,16 @@ func (s *Store) update(f func(*badger.Txn) error) error {
 	if err := needSpace(s.cfg.Dir, spaceForUpdate); err != nil {
 		return err
 	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
 	return s.db.Update(f)
+}
+
+// view is the one door to reading. Neither may be used within the other.
+func (s *Store) view(f func(*badger.Txn) error) error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.db.View(f)
 }
 
 // Stats count what the store holds and what it removed since Open.
@@ -214,8 +266,6 @@ type Stats struct {
 // Stats reads the markers; it does not read incidents.
 func (s *Store) Stats() (Stats, error) {
 	st := Stats{Deleted: s.deleted.Load(), Undelivered: s.undelivered.Load(), Orphans: s.orphans.Load()}
-	s.mu.RLock()
-	defer s.mu.RUnlock()
 	err := s.eachMarker(func(m marker) error {
 		st.Incidents++
 		st.Bytes += m.bytes()

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"iter"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -54,6 +55,29 @@ func randomChunks(seed uint64, n, size int) [][]byte {
 	return chunks
 }
 
+// each yields chunks in a buffer that it uses again.
+func each(chunks [][]byte) iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		var buf []byte
+		for _, c := range chunks {
+			buf = append(buf[:0], c...)
+			if !yield(buf, nil) {
+				return
+			}
+		}
+	}
+}
+
+// readAll keeps all chunks, and all errors.
+func readAll(s *Store, id string) (chunks [][]byte, err error) {
+	for c, e := range s.Chunks(id) {
+		if err = errors.Join(err, e); e == nil {
+			chunks = append(chunks, bytes.Clone(c))
+		}
+	}
+	return chunks, err
+}
+
 func open(t *testing.T, cfg Config) *Store {
 	t.Helper()
 	if cfg.Dir == "" {
@@ -70,7 +94,7 @@ func open(t *testing.T, cfg Config) *Store {
 
 func put(t *testing.T, s *Store, inc *evidence.Incident, chunks [][]byte, signals ...string) {
 	t.Helper()
-	if err := s.Put(inc, chunks, signals...); err != nil {
+	if err := s.Put(inc, each(chunks), signals...); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -91,7 +115,7 @@ func TestRoundTrip(t *testing.T) {
 		if d := cmp.Diff(inc, got, sameVerdict, cmpopts.EquateComparable(netip.AddrPort{})); d != "" {
 			t.Error(d)
 		}
-		read, err := s.Chunks(inc.ID)
+		read, err := readAll(s, inc.ID)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -114,7 +138,7 @@ func TestHuge(t *testing.T) {
 	s := open(t, Config{})
 	inc, chunks := incidentAt(noon, 1), randomChunks(3, 256, 256<<10)
 	put(t, s, inc, chunks)
-	read, err := s.Chunks(inc.ID)
+	read, err := readAll(s, inc.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +153,7 @@ func TestManySmallChunks(t *testing.T) {
 	s := open(t, Config{})
 	inc := incidentAt(noon, 1)
 	put(t, s, inc, randomChunks(3, 20000, 100))
-	if read, err := s.Chunks(inc.ID); err != nil || len(read) != 20000 {
+	if read, err := readAll(s, inc.ID); err != nil || len(read) != 20000 {
 		t.Fatal(len(read), err)
 	}
 }
@@ -196,7 +220,7 @@ func TestFind(t *testing.T) {
 
 func TestGetMissing(t *testing.T) {
 	s := open(t, Config{})
-	for _, err := range []error{second(s.Get("x")), second(s.Chunks("x")), s.Delete("x")} {
+	for _, err := range []error{second(s.Get("x")), second(readAll(s, "x")), s.Delete("x")} {
 		if !errors.Is(err, ErrNotFound) {
 			t.Error(err)
 		}
@@ -213,7 +237,7 @@ func TestPutRefuses(t *testing.T) {
 	badTrace.TraceID = "XYZ"
 	for _, err := range []error{
 		s.Put(bad, nil), s.Put(badTrace, nil),
-		s.Put(incidentAt(noon, 1), [][]byte{make([]byte, MaxChunkBytes+1)}),
+		s.Put(incidentAt(noon, 1), each([][]byte{make([]byte, MaxChunkBytes+1)})),
 	} {
 		if err == nil {
 			t.Error("accepted")
@@ -234,15 +258,15 @@ func TestPutAgain(t *testing.T) {
 	chunks := randomChunks(2, 3, 1000)
 	put(t, s, inc, chunks)
 	got, err := s.Get(inc.ID)
-	read, err2 := s.Chunks(inc.ID)
+	read, err2 := readAll(s, inc.ID)
 	if err != nil || err2 != nil || got.Joined != 5 || !slices.EqualFunc(read, chunks, bytes.Equal) {
 		t.Fatal(got, err, err2)
 	}
 	if _, err := s.Find(oldTrace); !errors.Is(err, ErrNotFound) {
 		t.Errorf("old trace id still resolves: %v", err)
 	}
-	if n := countKeys(t, s, blocksPrefix); n != 4 {
-		t.Errorf("%d blocks, want 1 json and 3 chunks", n)
+	if n := countKeys(t, s, blocksPrefix); n != 5 {
+		t.Errorf("%d blocks, want 3 chunks, their list and 1 json", n)
 	}
 }
 
@@ -267,7 +291,8 @@ func TestOrphans(t *testing.T) {
 		{Head: incidentAt(noon, 2)},
 		{Head: whole, Generation: 1}, // a second put that did not commit
 	} {
-		if err := s.putBlocks(m, kindChunk, randomChunks(2, 4, 5000)); err != nil {
+		w := writer{store: s, id: m.Head.ID, generation: m.Generation}
+		if _, err := w.chunks(m.Head, each(randomChunks(2, 4, 5000))); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -278,10 +303,10 @@ func TestOrphans(t *testing.T) {
 	if st, err := s.Stats(); err != nil || st.Orphans != 8 || st.Incidents != 1 {
 		t.Errorf("%+v %v", st, err)
 	}
-	if n := countKeys(t, s, blocksPrefix); n != 4 {
-		t.Errorf("%d blocks left, want 4", n)
+	if n := countKeys(t, s, blocksPrefix); n != 5 {
+		t.Errorf("%d blocks left, want 5", n)
 	}
-	if _, err := s.Chunks(whole.ID); err != nil {
+	if _, err := readAll(s, whole.ID); err != nil {
 		t.Error(err)
 	}
 }
@@ -301,29 +326,145 @@ func TestEmptyLogs(t *testing.T) {
 		}
 	}
 	s = open(t, Config{Dir: dir})
-	if _, err := s.Chunks(inc.ID); err != nil {
+	if _, err := readAll(s, inc.ID); err != nil {
 		t.Error(err)
 	}
 }
 
+func damage(t *testing.T, s *Store, key []byte) {
+	t.Helper()
+	if err := s.update(func(txn *badger.Txn) error { return txn.Set(key, []byte("flipped")) }); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestDamageIsFound(t *testing.T) {
-	for _, kind := range []string{kindJSON, kindChunk} {
+	for _, kind := range []string{kindJSON, kindIndex, kindChunk} {
 		s := open(t, Config{})
 		inc := incidentAt(noon, 1)
 		put(t, s, inc, randomChunks(1, 2, 5000))
-		err := s.db.Update(func(txn *badger.Txn) error {
-			return txn.Set(blockKey(inc.ID, 0, kind, 0), []byte("flipped"))
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, err = s.Get(inc.ID)
-		if kind == kindChunk {
-			_, err = s.Chunks(inc.ID)
+		damage(t, s, blockKey(inc.ID, 0, kind, 0))
+		_, err := s.Get(inc.ID)
+		if kind != kindJSON {
+			_, err = readAll(s, inc.ID)
 		}
 		if !errors.Is(err, ErrDamaged) {
 			t.Errorf("%s: %v", kind, err)
 		}
+	}
+}
+
+// A damaged chunk and a missing one cost themselves, not the others.
+func TestReadingGoesOnAfterDamage(t *testing.T) {
+	s := open(t, Config{})
+	inc, chunks := incidentAt(noon, 1), randomChunks(1, 5, 5000)
+	put(t, s, inc, chunks)
+	damage(t, s, blockKey(inc.ID, 0, kindChunk, 1))
+	missing := blockKey(inc.ID, 0, kindChunk, 3)
+	if err := s.update(func(txn *badger.Txn) error { return txn.Delete(missing) }); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for c, err := range s.Chunks(inc.ID) {
+		switch {
+		case errors.Is(err, ErrDamaged) && c == nil:
+			got = append(got, "damaged")
+		case err != nil:
+			t.Fatal(err)
+		case bytes.Equal(c, chunks[len(got)]):
+			got = append(got, "whole")
+		}
+	}
+	if d := cmp.Diff([]string{"whole", "damaged", "whole", "damaged", "whole"}, got); d != "" {
+		t.Error(d)
+	}
+}
+
+// An incident that goes while it is read ends the reading, and a reader that
+// leaves early or writes meanwhile is in nobody's way.
+func TestReadWhileItGoes(t *testing.T) {
+	for name, change := range map[string]func(*Store, *evidence.Incident) error{
+		"deleted":   func(s *Store, inc *evidence.Incident) error { return s.Delete(inc.ID) },
+		"put again": func(s *Store, inc *evidence.Incident) error { return s.Put(inc, nil) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := open(t, Config{})
+			inc := incidentAt(noon, 1)
+			put(t, s, inc, randomChunks(1, 5, 5000))
+			for range s.Chunks(inc.ID) {
+				break
+			}
+			var last error
+			steps := 0
+			for _, last = range s.Chunks(inc.ID) {
+				if steps++; steps == 1 {
+					if err := errors.Join(change(s, inc), second(s.Retain(noon))); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			if steps != 2 || !errors.Is(last, ErrNotFound) {
+				t.Errorf("%d steps, then %v", steps, last)
+			}
+		})
+	}
+}
+
+// What the flight buffer cannot give is said, and what it can is kept.
+func TestPutWithErrors(t *testing.T) {
+	s := open(t, Config{})
+	inc, chunks := incidentAt(noon, 1), randomChunks(1, 4, 5000)
+	seq := func(yield func([]byte, error) bool) {
+		for i, c := range chunks {
+			var err error
+			if i%2 == 1 {
+				c, err = nil, fmt.Errorf("chunk %d is torn", i)
+			}
+			if !yield(c, err) {
+				return
+			}
+		}
+	}
+	for range 2 { // the second time the gap is known
+		if err := s.Put(inc, seq); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := s.Get(inc.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []evidence.Gap{{
+		From: inc.Window.From, To: inc.Window.To,
+		Reason: "2 chunks of the flight buffer could not be read: chunk 1 is torn",
+	}}
+	if d := cmp.Diff(want, got.Window.Gaps); d != "" {
+		t.Error(d)
+	}
+	read, err := readAll(s, inc.ID)
+	if err != nil || !slices.EqualFunc(read, [][]byte{chunks[0], chunks[2]}, bytes.Equal) {
+		t.Error(len(read), err)
+	}
+}
+
+// Each start makes a table of level 0, and nothing compacts by itself.
+func TestRetainCompacts(t *testing.T) {
+	dir := t.TempDir()
+	for i := range levelZeroTables + 1 {
+		s := open(t, Config{Dir: dir})
+		put(t, s, incidentAt(noon, byte(i)), nil)
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := open(t, Config{Dir: dir})
+	before := s.db.Levels()[0].NumTables
+	if _, err := s.Retain(noon); err != nil {
+		t.Fatal(err)
+	}
+	after := s.db.Levels()[0].NumTables
+	if l, err := s.List(0); before < levelZeroTables || after != 0 || len(l) != levelZeroTables+1 {
+		t.Error(before, after, len(l), err)
 	}
 }
 
@@ -420,7 +561,7 @@ func TestRetain(t *testing.T) {
 				t.Errorf("%d stay, newest %v", len(l), l[0].Time)
 			}
 			for _, h := range l {
-				if _, err := s.Chunks(h.ID); err != nil {
+				if _, err := readAll(s, h.ID); err != nil {
 					t.Error(err)
 				}
 			}
@@ -453,7 +594,7 @@ func TestRetainGivesSpaceBack(t *testing.T) {
 		t.Fatalf("%d incidents", len(l))
 	}
 	for i, h := range l {
-		c, err := s.Chunks(h.ID)
+		c, err := readAll(s, h.ID)
 		if err != nil || !slices.EqualFunc(c, randomChunks(uint64(11-i), 64, 256<<10), bytes.Equal) {
 			t.Error(h.ID, err)
 		}
@@ -487,7 +628,7 @@ func TestConcurrent(t *testing.T) {
 		l, err := s.List(0)
 		for _, h := range l {
 			_, e1 := s.Get(h.ID)
-			_, e2 := s.Chunks(h.ID)
+			_, e2 := readAll(s, h.ID)
 			for _, e := range []error{e1, e2} {
 				if e != nil && !errors.Is(e, ErrNotFound) {
 					return e

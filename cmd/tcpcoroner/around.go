@@ -1,0 +1,135 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"tcpcoroner/evidence"
+	"tcpcoroner/exporter"
+	"tcpcoroner/recorder/afpacket"
+)
+
+// aroundEvery is how often the daemon looks at what changes slowly: interfaces'
+// losses, and network namespaces.
+const aroundEvery = 10 * time.Second
+
+// around is what the last look around saw.
+type around struct {
+	at     time.Time
+	losses map[uint32]uint64
+}
+
+// lookAround notes what interfaces lost since the last look as gaps, and attaches
+// namespaces that appeared.
+func (d *daemon) lookAround(now time.Time) {
+	if now.Sub(d.around.at) < aroundEvery {
+		return
+	}
+	d.noteInterfaceLosses(now)
+	if d.cfg.Recorder.Discover {
+		d.spaces.discover()
+	}
+	d.around.at = now
+}
+
+// noteInterfaceLosses: what a network card had no room for, no capture can see.
+func (d *daemon) noteInterfaceLosses(now time.Time) {
+	links, err := d.taker.Links()
+	if err != nil {
+		return // the snapshot of an incident tells why
+	}
+	losses := make(map[uint32]uint64, len(links))
+	for _, l := range links {
+		losses[l.Index] = l.RxMissed
+		before, known := d.around.losses[l.Index]
+		if known && l.RxMissed > before {
+			d.recorder.Note(evidence.Gap{From: d.around.at, To: now, Lost: l.RxMissed - before,
+				Reason: fmt.Sprintf("interface %s had no room for received packets (rx_missed_errors)", l.Name)})
+		}
+	}
+	d.around.losses = losses
+}
+
+// namespaces attaches network namespaces to the source while it runs.
+type namespaces struct {
+	limit  int
+	wanted []string
+	source *afpacket.Source
+
+	mu      sync.Mutex
+	left    int // found, but beyond the limit
+	failure string
+}
+
+// discover attaches the namespaces of running processes. Those that ended are let
+// go by the source itself.
+func (n *namespaces) discover() {
+	found, err := afpacket.Discover("/proc")
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.left, n.failure = 0, ""
+	if err != nil {
+		n.failure = err.Error()
+		return
+	}
+	known := n.source.Namespaces()
+	for _, space := range found {
+		if slices.ContainsFunc(known, func(k evidence.Namespace) bool { return k.Inode == space.Inode }) {
+			continue
+		}
+		if len(n.source.Namespaces()) >= n.limit {
+			n.left++
+		} else if err := n.source.Attach(space.Path); err != nil {
+			n.failure = err.Error()
+		}
+	}
+}
+
+func (n *namespaces) problems() (list []string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.left > 0 {
+		list = append(list, fmt.Sprintf("%d network namespaces are not recorded: recorder.memory has room for the rings of %d", n.left, n.limit))
+	}
+	if n.failure != "" {
+		list = append(list, "namespaces: "+n.failure)
+	}
+	return list
+}
+
+// sentResets is the kernel's count of the resets that it sent.
+func (d *daemon) sentResets() (uint64, bool) {
+	c, err := d.history.latest()
+	v, ok := c.Values["Tcp.OutRsts"]
+	return v, ok && err == nil
+}
+
+// metrics are what is sent with OTLP.
+func (d *daemon) metrics() []exporter.Metric {
+	s := d.recorder.Stats()
+	count := func(name, unit, text string, v uint64) exporter.Metric {
+		return exporter.Metric{Name: "tcpcoroner.recorder." + name, Unit: unit, Description: text, Counter: true, Value: float64(v)}
+	}
+	gauge := func(name, unit, text string, v float64) exporter.Metric {
+		return exporter.Metric{Name: "tcpcoroner.recorder." + name, Unit: unit, Description: text, Value: v}
+	}
+	healthy := 0.0
+	if t := d.prober.status(); t == nil || t.OK {
+		healthy = 1
+	}
+	return []exporter.Metric{
+		count("packets", "{packet}", "packets seen", s.Seen),
+		count("resets", "{packet}", "TCP segments with RST, each once", s.Resets),
+		count("dropped", "{packet}", "packets that the kernel's ring had no room for", s.Source.Dropped),
+		count("skipped", "{packet}", "packets given up to keep the CPU budget", s.Skipped),
+		count("gaps", "{gap}", "gaps noted in the recording", s.Gaps),
+		count("level.changes", "{change}", "changes of the recording level", s.LevelChanges),
+		gauge("level", "1", "recording level: 0 full, 1 plain, 2 hold, 3 control", float64(s.Level)),
+		gauge("held", "s", "time between the oldest and the newest packet in memory", s.Newest.Sub(s.Oldest).Seconds()),
+		gauge("memory", "By", "memory in use of recorder.memory", float64(s.Memory)),
+		gauge("cpu", "s", "CPU time of the recording thread", s.CPU.Seconds()),
+		gauge("self_test", "1", "1 if the last self-test was seen", healthy),
+	}
+}

@@ -1,0 +1,62 @@
+package main
+
+import (
+	"math"
+	"slices"
+)
+
+// median of a list that is not empty; NaN of an empty one.
+func median(list []float64) float64 {
+	if len(list) == 0 {
+		return math.NaN()
+	}
+	s := slices.Sorted(slices.Values(list))
+	n := len(s)
+	return (s[(n-1)/2] + s[n/2]) / 2
+}
+
+func least(list []float64) float64 {
+	if len(list) == 0 {
+		return math.NaN()
+	}
+	return slices.Min(list)
+}
+
+// spread is how far the farthest value is from the median, as a share of it.
+func spread(list []float64) float64 {
+	m, far := median(list), 0.0
+	for _, v := range list {
+		far = max(far, math.Abs(v-m)/m)
+	}
+	return far
+}
+
+// mostSpread is from where on the yardstick is no yardstick.
+const mostSpread = 0.25
+
+// ladder is the rates that are tried: steps of 1.5 from first to last.
+func ladder(first, last float64) (rates []float64) {
+	for r := first; r <= last; r *= 1.5 {
+		rates = append(rates, r)
+	}
+	return rates
+}
+
+// highest finds the last rung that holds, where every rung below one that holds
+// does too: by halving, as each try takes long. It returns -1 if none does.
+func highest(rungs int, holds func(int) (bool, error)) (int, error) {
+	low, high := -1, rungs // low holds, high does not
+	for high-low > 1 {
+		middle := (low + high) / 2
+		ok, err := holds(middle)
+		if err != nil {
+			return low, err
+		}
+		if ok {
+			low = middle
+		} else {
+			high = middle
+		}
+	}
+	return low, nil
+}

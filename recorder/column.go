@@ -1,0 +1,119 @@
+package recorder
+
+import "encoding/binary"
+
+// A chunk keeps its packets by column: what is alike stands together, and
+// compresses well.
+const (
+	colMask  = iota // one byte a packet
+	colMore         // second and third mask
+	colTime         // time since the packet before
+	colFlow         // which flow
+	colNew          // the ends of a new one
+	colSeq          // seq, ack, SACK edges
+	colValue        // small values: IP ID, window, payload, ...
+	colStamp        // timestamps
+	colRaw          // whole packets, paths and layouts
+	columns
+)
+
+const (
+	// rawBytes is the size of a chunk before compression; it is sealed soon after.
+	rawBytes = 960 << 10
+	// checkEvery is the number of packets between two looks at the sizes; slack is
+	// what they may need: of a packet at most maxRecord bytes.
+	checkEvery = 32
+	maxRecord  = maxHeader + 128
+	slack      = checkEvery * maxRecord
+)
+
+// column is an append-only buffer with room for a record that the caller made
+// sure of.
+type column struct {
+	b []byte
+	n int
+}
+
+func newColumn() column { return column{b: make([]byte, rawBytes+slack)} }
+
+func (c *column) bytes() []byte { return c.b[:c.n] }
+
+func (c *column) byte(v uint8) {
+	c.b[c.n] = v
+	c.n++
+}
+
+func (c *column) uvarint(v uint64) {
+	for v >= 0x80 {
+		c.b[c.n] = uint8(v) | 0x80
+		v >>= 7
+		c.n++
+	}
+	c.b[c.n] = uint8(v)
+	c.n++
+}
+
+// signed writes a difference, small in either direction, with few bytes.
+func (c *column) signed(v int64) { c.uvarint(uint64(v)<<1 ^ uint64(v>>63)) }
+
+func (c *column) u16(v uint16) {
+	binary.LittleEndian.PutUint16(c.b[c.n:], v)
+	c.n += 2
+}
+
+func (c *column) u32(v uint32) {
+	binary.LittleEndian.PutUint32(c.b[c.n:], v)
+	c.n += 4
+}
+
+func (c *column) u64(v uint64) {
+	binary.LittleEndian.PutUint64(c.b[c.n:], v)
+	c.n += 8
+}
+
+func (c *column) raw(v []byte) { c.n += copy(c.b[c.n:], v) }
+
+// cursor reads a column. Behind its end it reads zeros and is bad from then on.
+type cursor struct {
+	b   []byte
+	bad bool
+}
+
+func (c *cursor) take(n int) []byte {
+	if n > len(c.b) {
+		c.bad = true
+		return make([]byte, n)
+	}
+	v := c.b[:n]
+	c.b = c.b[n:]
+	return v
+}
+
+func (c *cursor) byte() uint8 {
+	if len(c.b) == 0 {
+		c.bad = true
+		return 0
+	}
+	v := c.b[0]
+	c.b = c.b[1:]
+	return v
+}
+
+func (c *cursor) uvarint() uint64 {
+	v, n := binary.Uvarint(c.b)
+	if n <= 0 {
+		c.bad, c.b = true, nil
+		return 0
+	}
+	c.b = c.b[n:]
+	return v
+}
+
+func (c *cursor) signed() int64 {
+	v := c.uvarint()
+	return int64(v>>1) ^ -int64(v&1)
+}
+
+func (c *cursor) u16() uint16 { return binary.LittleEndian.Uint16(c.take(2)) }
+func (c *cursor) u32() uint32 { return binary.LittleEndian.Uint32(c.take(4)) }
+func (c *cursor) u64() uint64 { return binary.LittleEndian.Uint64(c.take(8)) }

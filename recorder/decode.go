@@ -1,0 +1,366 @@
+package recorder
+
+import (
+	"fmt"
+
+	"tcpcoroner/evidence"
+)
+
+// decoder reads a chunk's packets one by one. It trusts nothing that it reads.
+type decoder struct {
+	slots
+	columns [columns]cursor
+	fields  fields
+	last    int64
+	current *flow
+	packet  evidence.Packet
+	header  [maxHeader]byte
+	left    uint32
+}
+
+// start begins with a chunk that was opened.
+func (d *decoder) start(h *head, columns *[columns]cursor) {
+	if cap(d.flows) == 0 {
+		d.slots = newSlots()
+	}
+	d.slots.reset()
+	d.columns, d.left = *columns, h.packets
+	d.last, d.current = 0, nil
+}
+
+// next reads a packet into d.packet, valid until the next call; false at the end,
+// or with an error where the chunk makes no sense.
+func (d *decoder) next() (bool, error) {
+	if d.left == 0 {
+		return false, nil
+	}
+	d.left--
+	d.last += d.columns[colTime].signed()
+	d.packet = evidence.Packet{Nanos: d.last}
+	mask, more, rare := d.columns[colMask].byte(), uint8(0), uint8(0)
+	if mask&maskMore != 0 {
+		more = d.columns[colMore].byte()
+	}
+	if more&moreRare != 0 {
+		rare = d.columns[colMore].byte()
+	}
+	ok := false
+	if more&moreRaw != 0 {
+		ok = d.raw()
+	} else {
+		ok = d.record(mask, more, rare)
+	}
+	for i := range d.columns {
+		ok = ok && !d.columns[i].bad
+	}
+	if !ok {
+		left := d.left
+		d.left = 0
+		return false, fmt.Errorf("%w: the last %d packets make no sense", ErrDamaged, left+1)
+	}
+	return true, nil
+}
+
+func (d *decoder) raw() bool {
+	v := &d.columns[colValue]
+	number := v.uvarint()
+	d.packet.WireBytes = uint32(v.uvarint())
+	trusted := v.byte() != 0
+	n := v.uvarint()
+	path := d.path(number)
+	if path == nil || n > maxHeader {
+		return false
+	}
+	d.packet.Header = d.header[:copy(d.header[:], d.columns[colRaw].take(int(n)))]
+	d.put(path)
+	d.current = nil
+	d.sum(trusted)
+	return true
+}
+
+// sum finds out the state of the checksum of a packet that was kept byte for byte.
+func (d *decoder) sum(trusted bool) {
+	m := Meta{WireBytes: d.packet.WireBytes, Trusted: trusted}
+	switch {
+	case d.fields.take(&m, d.packet.Header):
+		d.packet.Checksum = evidence.ChecksumStatus(d.fields.sumKind)
+	case trusted:
+		d.packet.Checksum = evidence.ChecksumTrusted
+	}
+}
+
+// record reads a packet of a flow.
+func (d *decoder) record(mask, more, rare uint8) bool {
+	p := &d.fields
+	p.side = mask & maskSide >> 1
+	f := d.flow(mask, more)
+	if f == nil {
+		return false
+	}
+	d.current, p.key = f, f.key
+	me := &f.sides[p.side]
+	milli := uint32(d.last / 1e6)
+	if more&moreAgain != 0 {
+		return d.again(f, more)
+	}
+	path, layout, ok := d.numbers(me, more)
+	if !ok {
+		return false
+	}
+	d.read(f, mask, more, rare, layout, milli)
+	d.emit(path, 0)
+	d.learn(f, p, layout, path, milli)
+	return true
+}
+
+// flow finds out of which flow the next packet is.
+func (d *decoder) flow(mask, more uint8) *flow {
+	switch {
+	case more&moreNew != 0:
+		return d.open(mask & maskSide >> 1)
+	case mask&maskSame != 0:
+		return d.current
+	}
+	back := d.columns[colFlow].uvarint()
+	if back >= uint64(len(d.flows)) {
+		return nil
+	}
+	return &d.flows[uint64(len(d.flows))-1-back]
+}
+
+func (d *decoder) open(side uint8) *flow {
+	c := &d.columns[colNew]
+	tag, index := c.byte(), c.byte()
+	if len(d.flows) == maxFlows || index >= templates {
+		return nil
+	}
+	t := &d.templates[index]
+	from, to, space := end{address: t.from.address}, t.to, uint32(0)
+	if tag&newTo != 0 {
+		to.port = c.u16()
+		to.address = address(c, tag&new6 != 0)
+	}
+	if tag&newFrom != 0 {
+		from.address = address(c, tag&new6 != 0)
+	}
+	if tag&newSpace != 0 {
+		space = uint32(c.u16())
+	}
+	if tag&new6 != 0 {
+		space |= space6
+	}
+	from.port = t.from.port + uint16(c.signed())
+	k := keyOf(from, to, side, space)
+	return d.slots.open(&k, side)
+}
+
+func address(c *cursor, v6 bool) (a [2]uint64) {
+	if !v6 {
+		a[0] = uint64(c.u32())
+		return a
+	}
+	a[0] = c.u64()
+	a[1] = c.u64()
+	return a
+}
+
+// numbers reads path and layout, the numbers first and then what is new.
+func (d *decoder) numbers(me *state, more uint8) (path, layout uint16, ok bool) {
+	v := &d.columns[colValue]
+	pathNumber, layoutNumber := uint64(me.path), uint64(me.expect)
+	if more&morePath != 0 {
+		pathNumber = v.uvarint()
+	}
+	if more&moreLayout != 0 {
+		layoutNumber = v.uvarint()
+	}
+	if !d.layout(layoutNumber) || d.path(pathNumber) == nil {
+		return 0, 0, false
+	}
+	return uint16(pathNumber), uint16(layoutNumber), true
+}
+
+// path returns a path by its number; the one behind the last is read. Nil if the
+// number makes no sense.
+func (d *decoder) path(n uint64) *Path {
+	switch {
+	case n < uint64(len(d.paths)):
+		return &d.paths[n]
+	case n > uint64(len(d.paths)) || len(d.paths) == maxPaths:
+		return nil
+	}
+	c := &d.columns[colRaw]
+	p := Path{Interface: c.u32(), LinkType: c.u16(), Namespace: c.u16()}
+	p.VLAN = [2]uint16{c.u16(), c.u16()}
+	copy(p.SrcMAC[:], c.take(len(p.SrcMAC)))
+	p.Direction = evidence.Direction(c.byte())
+	d.paths = append(d.paths, p)
+	return &d.paths[n]
+}
+
+// layout makes the layout with the number the one of the packet.
+func (d *decoder) layout(n uint64) bool {
+	o := &d.fields.options
+	switch {
+	case n == numberNone:
+		o.plain = plainNone
+		return true
+	case n == numberStamp:
+		o.plain = plainStamp
+		return true
+	case n > uint64(len(d.layouts)) || n == maxLayouts || n == uint64(len(d.layouts)) && !d.newLayout():
+		return false
+	}
+	o.plain, o.layout = plainOther, d.layouts[n]
+	return true
+}
+
+func (d *decoder) newLayout() bool {
+	c := &d.columns[colRaw]
+	l := layout{n: c.byte()}
+	if l.n > maxOptions || l.n%4 != 0 {
+		return false
+	}
+	copy(l.bytes[:], c.take(int(l.n)))
+	d.layouts = append(d.layouts, l)
+	return d.layouts[len(d.layouts)-1].find()
+}
+
+// again is a further sighting of the packet before of this side.
+func (d *decoder) again(f *flow, more uint8) bool {
+	p := &d.fields
+	me := &f.sides[p.side]
+	number := uint64(me.again)
+	if more&morePath != 0 {
+		number = d.columns[colValue].uvarint()
+	}
+	if !me.seen || !d.layout(uint64(me.layout)) || d.path(number) == nil {
+		return false
+	}
+	me.again = uint16(number)
+	me.sightings++
+	p.seq, p.ack, p.window, p.flags = me.seq, me.ack, me.window, me.flags
+	p.payload = me.next - me.seq - uint32(me.flags>>1&1) - uint32(me.flags&1)
+	p.ipid, p.ttl, p.tos, p.label, p.dontFragment = me.ipid, me.ttl, me.tos, me.label, me.dontFragment
+	p.sumKind, p.badIPSum, p.wire = me.sum, false, me.wire
+	p.options.value, p.options.ech = me.value, me.ech
+	d.edges()
+	d.emit(uint16(number), me.sightings)
+	return true
+}
+
+// read fills the fields from predictions and columns.
+func (d *decoder) read(f *flow, mask, more, rare uint8, layout uint16, milli uint32) {
+	p := &d.fields
+	me := &f.sides[p.side]
+	values, seqs := &d.columns[colValue], &d.columns[colSeq]
+	d.kind(me, mask&maskKind)
+	p.seq, p.ack = f.nextSeq(p.side), f.nextAck(p.side)
+	if mask&maskSeq != 0 {
+		p.seq = difference(seqs, me.seen, p.seq)
+	}
+	if mask&maskAck != 0 {
+		p.ack = difference(seqs, me.seen, me.ack)
+	}
+	if p.options.stamped() {
+		d.stamps(f, mask, milli)
+	}
+	p.window, p.ipid = me.window, me.nextID()
+	if more&moreWindow != 0 {
+		p.window += uint16(values.signed())
+	}
+	if more&moreID != 0 {
+		p.ipid += uint16(values.signed())
+	}
+	d.edges()
+	d.rare(me, rare)
+}
+
+func difference(c *cursor, seen bool, next uint32) uint32 {
+	if seen {
+		return next + uint32(c.signed())
+	}
+	return c.u32()
+}
+
+func (d *decoder) kind(me *state, kind uint8) {
+	p, values := &d.fields, &d.columns[colValue]
+	p.payload, p.flags = 0, me.bareFlags
+	switch kind {
+	case kindData:
+		p.payload, p.flags = me.data, me.dataFlags
+	case kindLength:
+		p.payload, p.flags = uint32(values.uvarint()), me.dataFlags
+	case kindLiteral:
+		p.flags = values.byte()
+		p.payload = uint32(values.uvarint())
+	}
+}
+
+func (d *decoder) stamps(f *flow, mask uint8, milli uint32) {
+	o, c := &d.fields.options, &d.columns[colStamp]
+	o.value, o.ech = f.sides[d.fields.side].nextValue(milli), f.nextEch(d.fields.side)
+	if mask&maskStamp == 0 {
+		return
+	}
+	v := c.uvarint()
+	z := v >> 1
+	o.value += uint32(int64(z>>1) ^ -int64(z&1))
+	if v&1 != 0 {
+		o.ech += uint32(c.signed())
+	}
+}
+
+func (d *decoder) edges() {
+	o, last := &d.fields.options, d.fields.ack
+	for i := range o.edges() {
+		last += uint32(d.columns[colSeq].signed())
+		o.edge[i] = last
+	}
+}
+
+func (d *decoder) rare(me *state, rare uint8) {
+	p, values := &d.fields, &d.columns[colValue]
+	at := ip4Head
+	if p.key.space&space6 != 0 {
+		at = ip6Head
+	}
+	p.headBytes = at + minTCP + p.options.bytes()
+	p.ttl, p.tos, p.label, p.dontFragment = me.ttl, me.tos, me.label, me.dontFragment
+	p.sumKind, p.badIPSum, p.wire = me.nextSum(p.payload), false, me.nextWire(p.total())
+	if rare&rareTTL != 0 {
+		p.ttl = values.byte()
+	}
+	if rare&rareTOS != 0 {
+		p.tos = values.byte()
+		p.label = values.u32()
+	}
+	if rare&rareDF != 0 {
+		p.dontFragment = values.byte()
+	}
+	if rare&rareIPSum != 0 {
+		p.badIPSum, p.ipSum = true, values.u16()
+	}
+	if rare&rareSum != 0 {
+		if p.sumKind = values.byte(); p.sumKind == sumLiteral {
+			p.sum = values.u16()
+		}
+	}
+	if rare&rareWire != 0 {
+		p.wire = uint32(values.uvarint())
+	}
+}
+
+// emit makes the packet of the fields.
+func (d *decoder) emit(path uint16, sighting uint8) {
+	d.packet.Header = d.header[:d.fields.rebuild(&d.header)]
+	d.packet.WireBytes, d.packet.Sighting = d.fields.wire, sighting
+	d.packet.Checksum = evidence.ChecksumStatus(d.fields.sumKind)
+	d.put(&d.paths[path])
+}
+
+func (d *decoder) put(p *Path) {
+	k := &d.packet
+	k.Interface, k.LinkType, k.Namespace = p.Interface, p.LinkType, p.Namespace
+	k.VLAN, k.SrcMAC, k.Direction = p.VLAN, p.SrcMAC, p.Direction
+}

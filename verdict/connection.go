@@ -1,0 +1,209 @@
+package verdict
+
+import (
+	"encoding/binary"
+	"math/bits"
+	"net/netip"
+
+	"tcpcoroner/evidence"
+)
+
+// flowID is a flow's tuple, the same for both directions, without pointers.
+type flowID struct {
+	aHigh, aLow, bHigh, bLow uint64
+	ports                    uint32
+	namespace                uint16
+}
+
+// endpoint is an address and a port; an IPv4 address is as IPv6 maps it.
+type endpoint struct {
+	high, low uint64
+	port      uint32
+}
+
+func endpointOf(a netip.AddrPort) endpoint {
+	b := a.Addr().As16()
+	return endpoint{binary.BigEndian.Uint64(b[:]), binary.BigEndian.Uint64(b[8:]), uint32(a.Port())}
+}
+
+func flowIDOf(src, dst netip.AddrPort, namespace uint16) flowID {
+	return newFlowID(endpointOf(src), endpointOf(dst), namespace)
+}
+
+func newFlowID(a, b endpoint, namespace uint16) flowID {
+	if a.high > b.high || a.high == b.high && (a.low > b.low || a.low == b.low && a.port > b.port) {
+		a, b = b, a
+	}
+	return flowID{a.high, a.low, b.high, b.low, a.port<<16 | b.port, namespace}
+}
+
+// bothPorts are those of both ends.
+func (f *flowID) bothPorts() (a, b uint16) { return uint16(f.ports >> 16), uint16(f.ports) }
+
+// glance is what both passes need of every packet; only those that matter are
+// decoded as a whole.
+type glance struct {
+	id       flowID
+	src      endpoint
+	seq, ack uint32
+	flags    evidence.Flags
+}
+
+// look glances at a packet; s is for those that are not as most are. It returns
+// false if the packet is no TCP segment.
+func (l *glance) look(p *evidence.Packet, s *evidence.Segment) bool {
+	if l.plain(p) {
+		return true
+	}
+	if evidence.ParseSegment(p, s) != nil {
+		return false
+	}
+	l.src, l.seq, l.ack, l.flags = endpointOf(s.Src), s.Seq, s.Ack, s.Flags
+	l.id = newFlowID(l.src, endpointOf(s.Dst), p.Namespace)
+	return true
+}
+
+// plain reads TCP right behind an IPv4 header without options, or behind an IPv6
+// header. No more than that is here: ParseSegment reads everything.
+func (l *glance) plain(p *evidence.Packet) bool {
+	b, at := p.Header, 20
+	var dst endpoint
+	switch {
+	case len(b) >= 40 && b[0] == 0x45 && b[9] == 6 && b[6]&0x1f|b[7] == 0:
+		l.src = endpoint{low: 0xffff<<32 | uint64(binary.BigEndian.Uint32(b[12:]))}
+		dst = endpoint{low: 0xffff<<32 | uint64(binary.BigEndian.Uint32(b[16:]))}
+	case len(b) >= 60 && b[0]>>4 == 6 && b[6] == 6:
+		at = 40
+		l.src = endpoint{high: binary.BigEndian.Uint64(b[8:]), low: binary.BigEndian.Uint64(b[16:])}
+		dst = endpoint{high: binary.BigEndian.Uint64(b[24:]), low: binary.BigEndian.Uint64(b[32:])}
+	default:
+		return false
+	}
+	t := b[at:]
+	if head := int(t[12]>>4) * 4; head < 20 || head > len(t) {
+		return false
+	}
+	l.src.port, dst.port = uint32(binary.BigEndian.Uint16(t)), uint32(binary.BigEndian.Uint16(t[2:]))
+	l.seq, l.ack = binary.BigEndian.Uint32(t[4:]), binary.BigEndian.Uint32(t[8:])
+	l.flags = evidence.Flags(t[13]) | evidence.Flags(t[12]&1)<<8
+	l.id = newFlowID(l.src, dst, p.Namespace)
+	return true
+}
+
+// addresses are those of both ends.
+func (f *flowID) addresses() [2]netip.Addr {
+	var a, b [16]byte
+	binary.BigEndian.PutUint64(a[:], f.aHigh)
+	binary.BigEndian.PutUint64(a[8:], f.aLow)
+	binary.BigEndian.PutUint64(b[:], f.bHigh)
+	binary.BigEndian.PutUint64(b[8:], f.bLow)
+	return [2]netip.Addr{netip.AddrFrom16(a).Unmap(), netip.AddrFrom16(b).Unmap()}
+}
+
+// counted is the flow as it is counted: a connection that several namespaces show
+// is one, but the loopback addresses of each namespace are its own.
+func (f flowID) counted(d evidence.Direction) flowID {
+	if d != evidence.Loopback {
+		f.namespace = 0
+	}
+	return f
+}
+
+// hash mixes the fields with odd constants; it decides on speed only.
+func (f *flowID) hash() uint64 {
+	x := f.aHigh ^ bits.RotateLeft64(f.bHigh, 32)
+	x = (x ^ f.aLow) * 0x9e3779b97f4a7c15
+	x = (bits.RotateLeft64(x, 29) ^ f.bLow) * 0xbf58476d1ce4e5b9
+	x = (bits.RotateLeft64(x, 31) ^ uint64(f.ports) ^ uint64(f.namespace)<<32) * 0x94d049bb133111eb
+	return x ^ x>>29
+}
+
+// life tells one connection from the next on the same tuple.
+type life struct {
+	isn           uint32 // of the initiator, if known
+	known, closed bool
+}
+
+// over tells whether a segment opens a new connection on a tuple whose last was closed.
+func (l *life) over(g *glance) bool {
+	opens := g.flags.Has(evidence.SYN) && !g.flags.Has(evidence.ACK)
+	return opens && l.closed && (!l.known || g.seq != l.isn)
+}
+
+func (l *life) observe(g *glance) {
+	if g.flags.Has(evidence.SYN) && !l.known {
+		l.known, l.isn = true, g.seq
+		if g.flags.Has(evidence.ACK) {
+			l.isn = g.ack - 1
+		}
+	}
+	l.closed = l.closed || g.flags&(evidence.RST|evidence.FIN) != 0
+}
+
+// The bounds of what is counted: beyond them the numbers are lower bounds. A flow
+// with a RST finds room where others do not.
+const (
+	maxCounted      = 24 << 10
+	maxCountedReset = maxCounted + 12<<10
+)
+
+// tallySlots is a power of two, well above maxCountedReset: probes stay short.
+const tallySlots = 64 << 10
+
+// tallies counts connections in an open-addressing table of fixed size.
+type tallies struct {
+	slots         []tallySlot
+	used          int
+	flows, resets int
+	atLeast       bool
+}
+
+type tallySlot struct {
+	id          flowID
+	life        life
+	used, reset bool
+}
+
+// slot is where id stands, or where it would.
+func (t *tallies) slot(id *flowID) *tallySlot {
+	for i := id.hash() % tallySlots; ; i = (i + 1) % tallySlots {
+		if s := &t.slots[i]; !s.used || s.id == *id {
+			return s
+		}
+	}
+}
+
+func (t *tallies) count(g *glance, d evidence.Direction) {
+	id, rst := g.id.counted(d), g.flags.Has(evidence.RST)
+	s := t.slot(&id)
+	switch {
+	case !s.used && (t.used >= maxCountedReset || t.used >= maxCounted && !rst):
+		t.atLeast = true
+		return
+	case !s.used:
+		t.used++
+		t.flows++
+		s.id, s.used = id, true
+	case s.life.over(g):
+		t.flows++
+		s.life, s.reset = life{}, false
+	}
+	s.life.observe(g)
+	if rst && !s.reset {
+		s.reset = true
+		t.resets++
+	}
+}
+
+// ends returns client and server; without a SYN the lower port is the server.
+func ends(key evidence.FlowKey, client netip.AddrPort) (c, server netip.AddrPort, seen bool) {
+	switch {
+	case client == key.A:
+		return key.A, key.B, true
+	case client == key.B:
+		return key.B, key.A, true
+	case key.A.Port() < key.B.Port():
+		return key.B, key.A, false
+	}
+	return key.A, key.B, false
+}

@@ -1,0 +1,5 @@
+//go:build !race
+
+package verdict
+
+const floodPackets = 5_000_000

@@ -1,0 +1,136 @@
+package verdict
+
+import (
+	"slices"
+
+	"tcpcoroner/evidence"
+)
+
+// Selection draws from a window of any size, in bounded memory, the packets that
+// Judge needs. It reads the window twice, each time from its first packet to its
+// last: Survey counts and finds the flows with a RST, Take copies their packets.
+//
+//	sel := verdict.NewSelection()
+//	for each packet { sel.Survey(p) }
+//	for each packet { sel.Take(p) }
+//	sel.Fill(&inc.Window)
+//	judgement := verdict.Judge(inc)
+//
+// It must not be used concurrently.
+type Selection struct {
+	packets, resets, sent int
+	tallies               tallies
+	recent                recentResets
+	choice                choice
+	taking                *taking
+	glance                glance
+	ignored               []uint16
+	segment               evidence.Segment // reused, so that no call allocates
+}
+
+// NewSelection makes a Selection; it holds about 6 MiB, and up to 20 MiB in a storm.
+func NewSelection() *Selection {
+	return &Selection{
+		tallies: tallies{slots: make([]tallySlot, tallySlots)},
+		recent:  newRecentResets(),
+		choice:  choice{at: make(map[flowID]*chosen, maxViews)},
+	}
+}
+
+// Ignore leaves flows on loopback out that have one of the ports: they are the
+// recorder's tests of itself. Their packets are counted, and no flow is told.
+func (s *Selection) Ignore(ports []uint16) { s.ignored = ports }
+
+// ignores tells whether a packet is of such a flow.
+func (s *Selection) ignores(p *evidence.Packet, g *glance) bool {
+	if len(s.ignored) == 0 || p.Direction != evidence.Loopback {
+		return false
+	}
+	a, b := g.id.bothPorts()
+	return slices.Contains(s.ignored, a) || slices.Contains(s.ignored, b)
+}
+
+// Survey takes the next packet of the first pass. The packet, which must have its
+// Number, and its header are not kept.
+func (s *Selection) Survey(p *evidence.Packet) {
+	s.packets++
+	g := &s.glance
+	if !g.look(p, &s.segment) {
+		return
+	}
+	if s.ignores(p, g) {
+		if g.flags.Has(evidence.RST) {
+			s.resets++
+			s.sent++
+		}
+		return
+	}
+	if p.Sighting == 0 {
+		s.tallies.count(g, p.Direction)
+	}
+	if g.flags.Has(evidence.RST) && evidence.ParseSegment(p, &s.segment) == nil {
+		s.surveyReset(p, g.id)
+	}
+}
+
+func (s *Selection) surveyReset(p *evidence.Packet, id flowID) {
+	r := sightOf(p, &s.segment)
+	earlier, relayed := s.recent.meet(&r)
+	if earlier != nil {
+		r.root = earlier.root
+		root := id
+		root.namespace = r.root
+		s.choice.again(root, id)
+	} else {
+		s.choice.reset(&r, id)
+	}
+	if relayed != nil {
+		s.choice.relayed(relayed, &r)
+	}
+	if p.Sighting == 0 && earlier == nil {
+		s.resets++
+		if r.namespace == 0 && relayed == nil && (r.direction == evidence.Sent || r.direction == evidence.Loopback) {
+			s.sent++
+		}
+	}
+	s.recent.remember(&r)
+}
+
+// Take takes the next packet of the second pass, which must be the same as the
+// first. What is needed of the packet is copied.
+func (s *Selection) Take(p *evidence.Packet) {
+	if s.taking == nil {
+		s.taking = newTaking(&s.choice)
+	}
+	g := &s.glance
+	if g.look(p, &s.segment) && s.taking.matters(p, g) && evidence.ParseSegment(p, &s.segment) == nil {
+		s.taking.take(p, g, &s.segment)
+	}
+}
+
+// Fill sets the counts of a window, its Packets and its Excerpts. The Selection is
+// used up with it.
+func (s *Selection) Fill(w *evidence.Window) {
+	w.PacketCount, w.ResetCount, w.SentResets = s.packets, s.resets, s.sent
+	w.FlowCount, w.ResetFlowCount, w.FlowsAtLeast = s.tallies.flows, s.tallies.resets, s.tallies.atLeast
+	w.Packets, w.Excerpts, w.Cut = nil, nil, false
+	if s.taking != nil {
+		s.taking.fill(w)
+	}
+	*s = Selection{}
+}
+
+// Select fills a window whose packets are all in w.Packets, as those of a replayed
+// capture are. Packets without a Number get one.
+func Select(w *evidence.Window) {
+	all := w.Packets
+	sel := NewSelection()
+	for i := range all {
+		all[i].Number = i + 1
+		sel.Survey(&all[i])
+	}
+	for i := range all {
+		sel.Take(&all[i])
+	}
+	sel.Fill(w)
+}
