@@ -61,6 +61,9 @@ type buffer struct {
 	evicted   uint64
 	evictedTo int64
 	revoked   uint64
+	// hole is told of a chunk that went while an older one stayed: a window over
+	// both lacks its packets.
+	hole func(*head)
 }
 
 // agePieces is the number of chunks that Config.Age is cut into, so that old
@@ -119,6 +122,9 @@ func (b *buffer) makeRoom(n int) {
 		if pinned := b.pinned(); i < 0 || pinned > b.memory.total()*pageBytes/pinnedShare {
 			i = slices.IndexFunc(b.sealed, func(c *chunk) bool { return c.pins.Load() != 0 })
 			b.revoked++
+		}
+		if i > 0 {
+			b.hole(&b.sealed[i].head)
 		}
 		b.evict(max(i, 0))
 	}
@@ -190,10 +196,10 @@ func (b *buffer) bounds() (first, last int64) {
 	return first, last
 }
 
-// held is the number of packets held.
-func (b *buffer) held() (n uint64) {
+// held is the number of packets held, and the bytes that they take.
+func (b *buffer) held() (n uint64, size int) {
 	for _, c := range b.sealed {
 		n += uint64(c.head.packets)
 	}
-	return n + uint64(b.encoder.head.packets)
+	return n + uint64(b.encoder.head.packets), b.packed + b.encoder.size()
 }

@@ -112,6 +112,9 @@ func parseHead(b []byte) (h head, err error) {
 	u := func(i int) uint32 { return binary.LittleEndian.Uint32(b[i:]) }
 	at := func(i int) int64 { return int64(binary.LittleEndian.Uint64(b[i:])) }
 	h.packets, h.resets, h.sightings = u(12), u(20), u(24)
+	if h.packets > maxPackets {
+		return h, fmt.Errorf("%w: %d packets, more than a chunk can hold", ErrDamaged, h.packets)
+	}
 	h.clock = Clock{at(32), at(40), at(48)}
 	h.first, h.last = at(56), at(64)
 	return h, nil

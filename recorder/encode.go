@@ -102,13 +102,17 @@ func (e *encoder) room() bool {
 	return !e.full
 }
 
-func (e *encoder) look() {
-	sum := 0
+// size is that of the open chunk, uncompressed.
+func (e *encoder) size() (sum int) {
 	for i := range e.columns {
 		sum += e.columns[i].n
 	}
+	return sum
+}
+
+func (e *encoder) look() {
 	e.lookAt += checkEvery
-	e.full = e.full || sum >= rawBytes || e.head.packets > maxPackets-checkEvery
+	e.full = e.full || e.size() >= rawBytes || e.head.packets > maxPackets-checkEvery
 }
 
 // add appends a packet of which b is what may be kept; there must be room. It

@@ -13,11 +13,12 @@ type gaps []evidence.Gap
 
 const maxGaps = 256
 
-func (g *gaps) add(gap evidence.Gap) {
+// add tells whether it is a gap of its own, or made the last one wider.
+func (g *gaps) add(gap evidence.Gap) bool {
 	if n := len(*g); n > 0 {
 		if last := &(*g)[n-1]; last.Reason == gap.Reason && !last.To.Before(gap.From) && last.Lost+gap.Lost > 0 {
 			last.To, last.Lost = gap.To, last.Lost+gap.Lost
-			return
+			return false
 		}
 	}
 	if len(*g) == maxGaps {
@@ -26,6 +27,7 @@ func (g *gaps) add(gap evidence.Gap) {
 		*g = slices.Delete(*g, 0, 1)
 	}
 	*g = append(*g, gap)
+	return true
 }
 
 // within copies the gaps that touch the stretch of time.

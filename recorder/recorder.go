@@ -55,7 +55,8 @@ type Stats struct {
 	// Sightings of the Kept are further ones of a packet that was kept before.
 	Sightings uint64
 	// Evicted packets were kept, and made room since; Held are in memory, in
-	// HeldBytes sealed bytes and the open chunk.
+	// HeldBytes: those of sealed chunks, and of the open one, which is not
+	// compressed yet.
 	Evicted, Held uint64
 	HeldBytes     int
 	// Bytes is the length on the wire of all packets seen, from the network header.
@@ -132,6 +133,7 @@ func New(cfg Config) (*Recorder, error) {
 	r.w = writer{r: r, governor: newGovernor(cfg.CPU), buffer: &buffer{
 		clock: cfg.Clock, age: cfg.Age, memory: memory, encoder: newEncoder(rand.Uint64()),
 	}}
+	r.w.buffer.hole = r.w.hole
 	return r, nil
 }
 

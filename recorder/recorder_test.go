@@ -239,6 +239,29 @@ func TestPinnedStays(t *testing.T) {
 	}
 }
 
+// What made room while older packets were frozen is a gap of the window.
+func TestHoleBehindFrozenIsAGap(t *testing.T) {
+	r := newRecorder(t, Config{Memory: small + 4<<20})
+	all := bulky(400_000)
+	replay(t, r, all[:30_000])
+	f, err := r.Hold(t.Context(), base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Release()
+	replay(t, r, all[30_000:])
+	if err := f.Until(t.Context(), base.Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	w, got := f.Window(), read(t, f)
+	if len(got) == len(all) || w.HeldFrom.IsZero() && len(got)+int(w.Lost()) != len(all) {
+		t.Errorf("%d packets of %d, %d told as lost, held from %v: %v", len(got), len(all), w.Lost(), w.HeldFrom, w.Gaps)
+	}
+	if w.Lost() == 0 {
+		t.Error("the hole is not told")
+	}
+}
+
 func chunksOf(t *testing.T, f *Frozen) (all []byte) {
 	t.Helper()
 	for c, err := range f.Chunks() {
@@ -463,6 +486,7 @@ func TestDamage(t *testing.T) {
 		"bit":     func(b []byte) []byte { b[len(b)/2] ^= 1; return b },
 		"cut":     func(b []byte) []byte { return b[:len(b)-1] },
 		"empty":   func([]byte) []byte { return nil },
+		"packets": func(b []byte) []byte { h := head{packets: maxPackets + 1}; h.put(b); return b },
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := 0

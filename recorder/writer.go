@@ -157,11 +157,18 @@ func (w *writer) openGap() (evidence.Gap, bool) {
 		Reason: "CPU budget used up (recorder.cpu): " + LevelControl.Meaning()}, !w.controlSince.IsZero()
 }
 
+// hole notes the packets of a chunk that made room while older ones were frozen.
+func (w *writer) hole(h *head) {
+	w.note(evidence.Gap{From: time.Unix(0, h.first), To: time.Unix(0, h.last), Lost: uint64(h.packets),
+		Reason: "made room for newer packets while older ones were frozen (recorder.memory)"})
+}
+
 func (w *writer) now() time.Time { return time.Unix(0, w.r.cfg.Clock().Realtime) }
 
 func (w *writer) note(gap evidence.Gap) {
-	w.gaps.add(gap)
-	w.stats.Gaps++
+	if w.gaps.add(gap) {
+		w.stats.Gaps++
+	}
 	w.stats.Lost += gap.Lost
 }
 
@@ -215,7 +222,8 @@ func (w *writer) publish() {
 	}
 	w.r.notes = nil
 	b, s := w.buffer, &w.stats
-	s.Evicted, s.Revoked, s.Held, s.HeldBytes = b.evicted, b.revoked, b.held(), b.packed
+	s.Evicted, s.Revoked = b.evicted, b.revoked
+	s.Held, s.HeldBytes = b.held()
 	s.Pinned, s.Memory = b.pinned(), w.r.cfg.Ring+encoderBytes+(b.memory.total()-len(b.memory.free))*pageBytes
 	s.Level, s.LevelChanges = w.governor.level, w.governor.changes
 	first, last := b.bounds()

@@ -115,6 +115,7 @@ func (b backend) Status(context.Context) (api.Status, error) {
 			s.Missing = append(s.Missing, evidence.Missing{What: "trigger " + t.Name, Why: t.Why})
 		}
 	}
+	s.Missing = append(s.Missing, d.prober.missing()...)
 	s.Problems = b.problems(&s)
 	s.Healthy = len(s.Problems) == 0
 	return s, nil

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tcpcoroner/evidence"
 	"tcpcoroner/exporter/api"
 	"tcpcoroner/recorder"
 )
@@ -28,6 +29,8 @@ type prober struct {
 	// recent are the ports of the last probes, newest last.
 	recent []uint16
 	result *api.SelfTestStatus
+	// obstacle is why no reset could be made.
+	obstacle string
 }
 
 // probe is one reset that was made.
@@ -71,9 +74,10 @@ func (p *prober) make(now time.Time) {
 	q.counted, q.counts = p.counter()
 	port, err := refusedOnce()
 	if err != nil {
-		p.result = &api.SelfTestStatus{Time: now, OK: true, Text: fmt.Sprintf("not possible: %v", err)}
+		p.result, p.obstacle = nil, err.Error()
 		return
 	}
+	p.obstacle = ""
 	q.port = port
 	p.probe = q
 	p.recent = append(p.recent, port)
@@ -122,6 +126,17 @@ func (p *prober) ports() []uint16 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return slices.Clone(p.recent)
+}
+
+// missing tells that the self-test is not possible here, such as where a firewall
+// drops what it makes: no reason to call the recorder blind.
+func (p *prober) missing() (list []evidence.Missing) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.obstacle != "" {
+		list = append(list, evidence.Missing{What: "self-test", Why: p.obstacle})
+	}
+	return list
 }
 
 func (p *prober) status() *api.SelfTestStatus {

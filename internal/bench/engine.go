@@ -147,7 +147,7 @@ func configuration(memory int) string {
 	return `recorder:
   memory: ` + strconv.Itoa(memory) + `MiB
   ring: 32MiB
-  cpu: 200%
+  cpu: 0%
   age: 1h
 window:
   before: 1h
@@ -218,23 +218,24 @@ func (s *session) ask(ctx context.Context, v any, args ...string) error {
 // status is what is read of the product's status.
 type status struct {
 	Recorder struct {
-		Seen        int64   `json:"seen"`
-		Kept        int64   `json:"kept"`
-		Dropped     int64   `json:"dropped_by_kernel"`
-		Lost        int64   `json:"lost"`
-		Evicted     int64   `json:"evicted"`
-		Resets      int64   `json:"resets"`
-		BufferBytes int64   `json:"buffer_bytes"`
-		HeldSeconds float64 `json:"held_seconds"`
-		// SnapshotSeconds is how long the latest freeze took to pin the buffer, where
-		// the product tells it.
-		SnapshotSeconds *float64 `json:"snapshot_seconds"`
+		Seen        int64 `json:"seen"`
+		Dropped     int64 `json:"dropped_by_kernel"`
+		Skipped     int64 `json:"skipped"`
+		Evicted     int64 `json:"evicted"`
+		Resets      int64 `json:"resets"`
+		BufferBytes int64 `json:"buffer_bytes"`
+		// HeldBytes are those of sealed chunks: of all HeldPackets after a freeze.
+		HeldPackets int64 `json:"held_packets"`
+		HeldBytes   int64 `json:"held_bytes"`
+		// HoldSeconds is how long the latest freeze took until nothing of it could be
+		// lost any more.
+		HoldSeconds float64 `json:"hold_seconds"`
 	} `json:"recorder"`
 }
 
-// bytesPerPacket is what a packet that is held takes.
+// bytesPerPacket is what a packet that is held takes, right after a freeze.
 func (s *status) bytesPerPacket() float64 {
-	return float64(s.Recorder.BufferBytes) / float64(max(1, s.Recorder.Kept-s.Recorder.Evicted))
+	return float64(s.Recorder.HeldBytes) / float64(max(1, s.Recorder.HeldPackets))
 }
 
 func (s *session) status(ctx context.Context) (st status, err error) {
@@ -250,7 +251,7 @@ func productCounts(ctx context.Context, s *session) (counts, error) {
 }
 
 func (s *status) counts() counts {
-	return counts{Packets: s.Recorder.Seen, Dropped: s.Recorder.Dropped + s.Recorder.Lost, Resets: s.Recorder.Resets}
+	return counts{Packets: s.Recorder.Seen, Dropped: s.Recorder.Dropped + s.Recorder.Skipped, Resets: s.Recorder.Resets}
 }
 
 // drain waits until the engine has read what is in its buffer: until it has

@@ -105,6 +105,9 @@ func (k *kept) compare(ctx context.Context, ours, theirs *session) error {
 	if err != nil {
 		return err
 	}
+	if err := ours.ask(ctx, nil, "freeze", "--reason", "bench"); err != nil {
+		return err
+	}
 	st, err := ours.status(ctx)
 	if err != nil {
 		return err
@@ -113,9 +116,6 @@ func (k *kept) compare(ctx context.Context, ours, theirs *session) error {
 	k.theirs, k.ours = float64(file.Bytes)/float64(max(1, file.Packets)), st.bytesPerPacket()
 	k.dropped = [2]int64{saw.Dropped, st.counts().Dropped}
 	pulled := filepath.Join(ours.dir, "x.pcapng")
-	if err := ours.ask(ctx, nil, "freeze", "--reason", "bench"); err != nil {
-		return err
-	}
 	if err := ours.ask(ctx, nil, "pull", "last", "-o", pulled); err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package afpacket
 
 import (
+	"encoding/binary"
 	"fmt"
 
 	"golang.org/x/net/bpf"
@@ -64,6 +65,15 @@ func attach(fd int, filter []bpf.RawInstruction) error {
 	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
 		&unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}); err != nil {
 		return fmt.Errorf("attach packet filter of %d instructions: %w", len(program), err)
+	}
+	return nil
+}
+
+// bind has the socket take the packets of a protocol on all interfaces.
+func bind(fd int, protocol uint16) error {
+	wire := binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, protocol))
+	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: wire}); err != nil {
+		return fmt.Errorf("bind packet socket to protocol %#x: %w", protocol, err)
 	}
 	return nil
 }

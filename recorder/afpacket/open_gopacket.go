@@ -27,16 +27,29 @@ func opened(g geometry, filter []bpf.RawInstruction) (*socket, error) {
 	}
 	s, err := adopt(tp, g)
 	if err == nil {
-		err = attach(s.fd, filter)
+		err = s.filterBound(filter)
 	}
 	if err != nil {
 		tp.Close()
 		return nil, err
 	}
-	// gopacket binds before a filter can be set: what came in until now is
-	// unfiltered and must not be used.
-	s.since = time.Now().UnixNano()
 	return s, nil
+}
+
+// filterBound gives a filter to a socket that is bound already, as gopacket's is:
+// what came in until then is unfiltered and must not be used. The time stamp alone
+// does not tell it: a packet may meet no filter and be stamped later (tpacket_rcv
+// in net/packet/af_packet.c). So the socket is first bound to a protocol that
+// nobody speaks, which waits for the packets under way (packet_do_bind).
+func (s *socket) filterBound(filter []bpf.RawInstruction) error {
+	if err := bind(s.fd, unix.ETH_P_802_EX1); err != nil {
+		return err
+	}
+	s.since = time.Now().UnixNano()
+	if err := attach(s.fd, filter); err != nil {
+		return err
+	}
+	return bind(s.fd, unix.ETH_P_ALL)
 }
 
 // adopt reads gopacket's socket and ring, which it does not show. The owner is

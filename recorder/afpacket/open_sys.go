@@ -3,7 +3,6 @@
 package afpacket
 
 import (
-	"encoding/binary"
 	"fmt"
 	"time"
 
@@ -50,10 +49,5 @@ func (s *socket) setUp(g geometry, filter []bpf.RawInstruction) (err error) {
 	if s.ring, err = unix.Mmap(s.fd, 0, g.bytes(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
 		return fmt.Errorf("map ring: %w", err)
 	}
-	return unix.Bind(s.fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL)})
-}
-
-// htons puts the first byte of the wire first in memory.
-func htons(v uint16) uint16 {
-	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, v))
+	return bind(s.fd, unix.ETH_P_ALL)
 }

@@ -148,7 +148,7 @@ func TestCloseDuringTraffic(t *testing.T) {
 // in: no descriptor is left, and not a byte of what came past the filter between
 // the opening of the socket and its filter is delivered.
 func TestOpenCloseCycles(t *testing.T) {
-	cycles, workers := 10_000, 64
+	cycles, workers := 10_000, 128
 	if raced {
 		cycles = 500
 	}
