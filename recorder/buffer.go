@@ -70,14 +70,12 @@ type buffer struct {
 // packets of a quiet host leave in time.
 const agePieces = 8
 
-// append stores a packet of which b is what may be kept.
-func (b *buffer) append(m *Meta, header []byte, reset, compress bool) (again bool) {
+// append stores a packet, as far as it may be kept.
+func (b *buffer) append(m *Meta, header []byte, compress bool) outcome {
 	if !b.encoder.room() {
 		b.seal(compress)
 	}
-	again = b.encoder.add(m, header)
-	b.encoder.head.count(m.Nanos, reset, again)
-	return again
+	return b.encoder.add(m, header)
 }
 
 // seal closes the open chunk for ever and evicts what it needs the room of.

@@ -38,15 +38,15 @@ type head struct {
 	first, last                int64 // nanoseconds of the earliest and latest packet
 }
 
-func (h *head) count(nanos int64, reset, again bool) {
+func (h *head) count(nanos int64, o *outcome) {
 	if h.packets == 0 {
 		h.first, h.last = nanos, nanos
 	}
 	h.first, h.last = min(h.first, nanos), max(h.last, nanos)
 	h.packets++
-	if again {
+	if o.again {
 		h.sightings++
-	} else if reset {
+	} else if o.reset {
 		h.resets++
 	}
 }

@@ -34,7 +34,8 @@ type column struct {
 	n int
 }
 
-func newColumn() column { return column{b: make([]byte, rawBytes+slack)} }
+// columnBytes is the room of each column.
+const columnBytes = rawBytes + slack
 
 func (c *column) bytes() []byte { return c.b[:c.n] }
 

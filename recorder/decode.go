@@ -2,6 +2,7 @@ package recorder
 
 import (
 	"fmt"
+	"math/bits"
 
 	"tcpcoroner/evidence"
 )
@@ -13,6 +14,7 @@ type decoder struct {
 	fields  fields
 	last    int64
 	current *flow
+	side    uint8
 	packet  evidence.Packet
 	header  [maxHeader]byte
 	left    uint32
@@ -92,24 +94,26 @@ func (d *decoder) sum(trusted bool) {
 // record reads a packet of a flow.
 func (d *decoder) record(mask, more, rare uint8) bool {
 	p := &d.fields
-	p.side = mask & maskSide >> 1
 	f := d.flow(mask, more)
 	if f == nil {
 		return false
 	}
-	d.current, p.key = f, f.key
-	me := &f.sides[p.side]
+	d.current, d.side, p.key = f, mask&maskSide>>1, f.key
+	if d.side == 1 {
+		p.key = f.key.reverse()
+	}
+	me := &f.sides[d.side]
 	milli := uint32(d.last / 1e6)
 	if more&moreAgain != 0 {
-		return d.again(f, more)
+		return d.again(me, more)
 	}
-	path, layout, ok := d.numbers(me, more)
+	path, ok := d.numbers(me, more)
 	if !ok {
 		return false
 	}
-	d.read(f, mask, more, rare, layout, milli)
+	d.read(f, mask, more, rare, milli)
 	d.emit(path, 0)
-	d.learn(f, p, layout, path, milli)
+	d.learn(f, d.side, p, path, milli)
 	return true
 }
 
@@ -117,7 +121,7 @@ func (d *decoder) record(mask, more, rare uint8) bool {
 func (d *decoder) flow(mask, more uint8) *flow {
 	switch {
 	case more&moreNew != 0:
-		return d.open(mask & maskSide >> 1)
+		return d.open()
 	case mask&maskSame != 0:
 		return d.current
 	}
@@ -128,56 +132,62 @@ func (d *decoder) flow(mask, more uint8) *flow {
 	return &d.flows[uint64(len(d.flows))-1-back]
 }
 
-func (d *decoder) open(side uint8) *flow {
+func (d *decoder) open() *flow {
 	c := &d.columns[colNew]
 	tag, index := c.byte(), c.byte()
 	if len(d.flows) == maxFlows || index >= templates {
 		return nil
 	}
-	t := &d.templates[index]
-	from, to, space := end{address: t.from.address}, t.to, uint32(0)
+	last := &d.templates[index].key
+	k := key{words: last.words, ports: last.ports}
+	if tag&new6 != 0 {
+		k.space = space6
+	} else {
+		k.words = [4]uint64{last.words[0]}
+	}
 	if tag&newTo != 0 {
-		to.port = c.u16()
-		to.address = address(c, tag&new6 != 0)
+		k.ports = uint32(c.u16())<<16 | k.ports&0xffff
+		end(c, &k, 1)
 	}
 	if tag&newFrom != 0 {
-		from.address = address(c, tag&new6 != 0)
+		end(c, &k, 0)
 	}
 	if tag&newSpace != 0 {
-		space = uint32(c.u16())
+		k.space |= uint32(c.u16())
 	}
-	if tag&new6 != 0 {
-		space |= space6
+	port := sourcePort(last) + uint16(c.signed())
+	k.ports = k.ports&^0xffff | uint32(bits.ReverseBytes16(port))
+	if k.template() != index {
+		return nil
 	}
-	from.port = t.from.port + uint16(c.signed())
-	k := keyOf(from, to, side, space)
-	return d.slots.open(&k, side)
+	return d.slots.open(&k)
 }
 
-func address(c *cursor, v6 bool) (a [2]uint64) {
-	if !v6 {
-		a[0] = uint64(c.u32())
-		return a
+// end reads the address of an end: 0 is the source.
+func end(c *cursor, k *key, side int) {
+	if k.space < space6 {
+		shift := 32 * side
+		k.words[0] = k.words[0]&^(0xffffffff<<shift) | uint64(c.u32())<<shift
+		return
 	}
-	a[0] = c.u64()
-	a[1] = c.u64()
-	return a
+	k.words[2*side] = c.u64()
+	k.words[2*side+1] = c.u64()
 }
 
 // numbers reads path and layout, the numbers first and then what is new.
-func (d *decoder) numbers(me *state, more uint8) (path, layout uint16, ok bool) {
+func (d *decoder) numbers(me *state, more uint8) (path uint16, ok bool) {
 	v := &d.columns[colValue]
-	pathNumber, layoutNumber := uint64(me.path), uint64(me.expect)
+	number, layout := uint64(me.path), me.expect
 	if more&morePath != 0 {
-		pathNumber = v.uvarint()
+		number = v.uvarint()
 	}
 	if more&moreLayout != 0 {
-		layoutNumber = v.uvarint()
+		layout = v.byte()
 	}
-	if !d.layout(layoutNumber) || d.path(pathNumber) == nil {
-		return 0, 0, false
+	if !d.layout(layout) || d.path(number) == nil {
+		return 0, false
 	}
-	return uint16(pathNumber), uint16(layoutNumber), true
+	return uint16(number), true
 }
 
 // path returns a path by its number; the one behind the last is read. Nil if the
@@ -199,8 +209,9 @@ func (d *decoder) path(n uint64) *Path {
 }
 
 // layout makes the layout with the number the one of the packet.
-func (d *decoder) layout(n uint64) bool {
+func (d *decoder) layout(n uint8) bool {
 	o := &d.fields.options
+	d.fields.layout = n
 	switch {
 	case n == numberNone:
 		o.plain = plainNone
@@ -208,7 +219,7 @@ func (d *decoder) layout(n uint64) bool {
 	case n == numberStamp:
 		o.plain = plainStamp
 		return true
-	case n > uint64(len(d.layouts)) || n == maxLayouts || n == uint64(len(d.layouts)) && !d.newLayout():
+	case int(n) > len(d.layouts) || n == maxLayouts || int(n) == len(d.layouts) && !d.newLayout():
 		return false
 	}
 	o.plain, o.layout = plainOther, d.layouts[n]
@@ -227,42 +238,37 @@ func (d *decoder) newLayout() bool {
 }
 
 // again is a further sighting of the packet before of this side.
-func (d *decoder) again(f *flow, more uint8) bool {
+func (d *decoder) again(me *state, more uint8) bool {
 	p := &d.fields
-	me := &f.sides[p.side]
 	number := uint64(me.again)
 	if more&morePath != 0 {
 		number = d.columns[colValue].uvarint()
 	}
-	if !me.seen || !d.layout(uint64(me.layout)) || d.path(number) == nil {
+	if !me.seen || !d.layout(me.layout) || d.path(number) == nil {
 		return false
 	}
 	me.again = uint16(number)
 	me.sightings++
-	p.seq, p.ack, p.window, p.flags = me.seq, me.ack, me.window, me.flags
+	p.facts, p.badIPSum = me.facts, false
 	p.payload = me.next - me.seq - uint32(me.flags>>1&1) - uint32(me.flags&1)
-	p.ipid, p.ttl, p.tos, p.label, p.dontFragment = me.ipid, me.ttl, me.tos, me.label, me.dontFragment
-	p.sumKind, p.badIPSum, p.wire = me.sum, false, me.wire
-	p.options.value, p.options.ech = me.value, me.ech
 	d.edges()
 	d.emit(uint16(number), me.sightings)
 	return true
 }
 
 // read fills the fields from predictions and columns.
-func (d *decoder) read(f *flow, mask, more, rare uint8, layout uint16, milli uint32) {
-	p := &d.fields
-	me := &f.sides[p.side]
+func (d *decoder) read(f *flow, mask, more, rare uint8, milli uint32) {
+	p, me := &d.fields, &f.sides[d.side]
 	values, seqs := &d.columns[colValue], &d.columns[colSeq]
 	d.kind(me, mask&maskKind)
-	p.seq, p.ack = f.nextSeq(p.side), f.nextAck(p.side)
+	p.seq, p.ack = f.nextSeq(d.side), f.nextAck(d.side)
 	if mask&maskSeq != 0 {
 		p.seq = difference(seqs, me.seen, p.seq)
 	}
 	if mask&maskAck != 0 {
 		p.ack = difference(seqs, me.seen, me.ack)
 	}
-	if p.options.stamped() {
+	if p.value, p.ech = me.value, me.ech; p.options.stamped() {
 		d.stamps(f, mask, milli)
 	}
 	p.window, p.ipid = me.window, me.nextID()
@@ -272,7 +278,9 @@ func (d *decoder) read(f *flow, mask, more, rare uint8, layout uint16, milli uin
 	if more&moreID != 0 {
 		p.ipid += uint16(values.signed())
 	}
+	p.next = p.seq + p.payload + uint32(p.flags>>1&1) + uint32(p.flags&1)
 	d.edges()
+	p.facts.edges = p.options.digest()
 	d.rare(me, rare)
 }
 
@@ -298,16 +306,16 @@ func (d *decoder) kind(me *state, kind uint8) {
 }
 
 func (d *decoder) stamps(f *flow, mask uint8, milli uint32) {
-	o, c := &d.fields.options, &d.columns[colStamp]
-	o.value, o.ech = f.sides[d.fields.side].nextValue(milli), f.nextEch(d.fields.side)
+	p, c := &d.fields, &d.columns[colStamp]
+	p.value, p.ech = f.sides[d.side].nextValue(milli), f.nextEch(d.side)
 	if mask&maskStamp == 0 {
 		return
 	}
 	v := c.uvarint()
 	z := v >> 1
-	o.value += uint32(int64(z>>1) ^ -int64(z&1))
+	p.value += uint32(int64(z>>1) ^ -int64(z&1))
 	if v&1 != 0 {
-		o.ech += uint32(c.signed())
+		p.ech += uint32(c.signed())
 	}
 }
 
@@ -322,22 +330,24 @@ func (d *decoder) edges() {
 func (d *decoder) rare(me *state, rare uint8) {
 	p, values := &d.fields, &d.columns[colValue]
 	at := ip4Head
-	if p.key.space&space6 != 0 {
+	if p.key.space >= space6 {
 		at = ip6Head
 	}
-	p.headBytes = at + minTCP + p.options.bytes()
-	p.ttl, p.tos, p.label, p.dontFragment = me.ttl, me.tos, me.label, me.dontFragment
+	p.head = at + minTCP + p.options.bytes()
+	ttl, tos, dontFragment := me.fixed.ttl(), me.fixed.tos(), me.fixed.dontFragment()
+	p.label = me.label
 	p.sumKind, p.badIPSum, p.wire = me.nextSum(p.payload), false, me.nextWire(p.total())
 	if rare&rareTTL != 0 {
-		p.ttl = values.byte()
+		ttl = values.byte()
 	}
 	if rare&rareTOS != 0 {
-		p.tos = values.byte()
+		tos = values.byte()
 		p.label = values.u32()
 	}
 	if rare&rareDF != 0 {
-		p.dontFragment = values.byte()
+		dontFragment = values.byte()
 	}
+	p.fixed = fixedOf(ttl, tos, dontFragment)
 	if rare&rareIPSum != 0 {
 		p.badIPSum, p.ipSum = true, values.u16()
 	}

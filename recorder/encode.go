@@ -1,6 +1,10 @@
 package recorder
 
-import "math/bits"
+import (
+	"math/bits"
+
+	"golang.org/x/sys/unix"
+)
 
 // The masks of a record, and what is meant where a bit is set; an unset bit
 // means "as predicted". docs/chunk-format.md describes them.
@@ -40,7 +44,7 @@ const (
 
 // The tag of a new flow.
 const (
-	newTo    = 1 << 0 // receiver follows
+	newTo    = 1 << 0 // receiver's address and port follow
 	newFrom  = 1 << 1 // sender's address follows
 	newSpace = 1 << 2 // namespace follows
 	new6     = 1 << 3 // IPv6
@@ -55,8 +59,9 @@ const maxPackets = 128 << 10
 // encoder writes one chunk after another. It allocates nothing after its making.
 type encoder struct {
 	slots
+	memory  []byte // of the columns
 	columns [columns]column
-	index   []uint32 // flow number + 1, by hash
+	index   []uint64 // by hash: its other half, and flow number + 1
 	seed    uint64
 	known   map[Path]uint16
 	fields  fields
@@ -66,26 +71,46 @@ type encoder struct {
 	// lookAt is the number of packets at which the columns are looked at again.
 	lookAt uint32
 	full   bool
-	// place is where in the index find ended.
-	place uint32
+	// reach is the part of the index in use, less one: small as long as there are
+	// few flows, so that it stays in the processor's cache.
+	reach uint64
+	// place is where in the index find ended, and tag what it looked for there.
+	place, tag uint64
+	// side is that of the packet.
+	side uint8
 }
+
+const (
+	// indexSize leaves half of the index empty.
+	indexSize  = 2 * maxFlows
+	firstReach = 1<<10 - 1
+)
 
 // encoderBytes is the memory that an encoder takes, about, in bytes: the flows
 // and their index, columns as far as they are used, the buffer of the compressor.
 const encoderBytes = 6 << 20
 
-func newEncoder(seed uint64) *encoder {
-	e := &encoder{slots: newSlots(), index: make([]uint32, 2*maxFlows), seed: seed | 1, known: make(map[Path]uint16, 64)}
+// newEncoder makes an encoder. Its columns take memory as they are used: it is
+// not of the Go heap, which would count all of it.
+func newEncoder(seed uint64) (*encoder, error) {
+	memory, err := anonymous(columns * columnBytes)
+	if err != nil {
+		return nil, err
+	}
+	e := &encoder{memory: memory, slots: newSlots(), index: make([]uint64, indexSize), seed: seed | 1, known: make(map[Path]uint16, 64)}
 	for i := range e.columns {
-		e.columns[i] = newColumn()
+		e.columns[i].b = memory[i*columnBytes : (i+1)*columnBytes : (i+1)*columnBytes]
 	}
 	e.reset()
-	return e
+	return e, nil
 }
+
+func (e *encoder) close() error { return unix.Munmap(e.memory) }
 
 func (e *encoder) reset() {
 	e.slots.reset()
-	clear(e.index)
+	clear(e.index[:e.reach+1])
+	e.reach = firstReach
 	clear(e.known)
 	for i := range e.columns {
 		e.columns[i].n = 0
@@ -115,21 +140,33 @@ func (e *encoder) look() {
 	e.full = e.full || e.size() >= rawBytes || e.head.packets > maxPackets-checkEvery
 }
 
-// add appends a packet of which b is what may be kept; there must be room. It
-// tells whether the packet is a further sighting of one that was seen before.
-func (e *encoder) add(m *Meta, b []byte) (again bool) {
+// outcome is what became of a packet.
+type outcome struct {
+	kept, reset bool
+	// again tells that it is a further sighting of one that was seen before.
+	again bool
+}
+
+// add appends a packet; there must be room. What may not be kept of it, see Cut,
+// is not: of a packet that is taken apart nothing but its fields is left.
+func (e *encoder) add(m *Meta, b []byte) (o outcome) {
+	if e.fields.take(m, b) && e.layoutOf(&e.fields) {
+		e.time(m)
+		o = outcome{true, e.fields.flags&flagRST != 0, e.record(m)}
+	} else if n, reset := Cut(b); n > 0 {
+		e.time(m)
+		e.raw(m, b[:n])
+		o = outcome{true, reset, false}
+	} else {
+		return o
+	}
+	e.head.count(m.Nanos, &o)
+	return o
+}
+
+func (e *encoder) time(m *Meta) {
 	e.columns[colTime].signed(m.Nanos - e.last)
 	e.last = m.Nanos
-	if !e.fields.take(m, b) {
-		e.raw(m, b)
-		return false
-	}
-	layout, ok := e.layoutOf(&e.fields.options)
-	if !ok {
-		e.raw(m, b)
-		return false
-	}
-	return e.record(m, layout)
 }
 
 // raw keeps a packet byte for byte.
@@ -150,26 +187,18 @@ func (e *encoder) raw(m *Meta, b []byte) {
 }
 
 // record writes what of a packet is not as predicted.
-func (e *encoder) record(m *Meta, layout uint16) (again bool) {
+func (e *encoder) record(m *Meta) (again bool) {
 	p := &e.fields
-	mask, more := p.side<<1, uint8(0)
-	f := e.current
-	switch {
-	case f != nil && f.key == p.key:
-		mask |= maskSame
-	default:
-		if f = e.find(&p.key); f == nil {
-			f = e.open()
-			more |= moreNew
-		}
-		e.current = f
+	f, mask, more := e.flow()
+	me := &f.sides[e.side]
+	if !p.options.stamped() {
+		p.value, p.ech = me.value, me.ech
 	}
 	milli := uint32(m.Nanos / 1e6)
-	me := &f.sides[p.side]
-	path, isPath := me.path, me.seen && e.paths[me.path] == m.Path
-	if !isPath {
+	path := me.path
+	if !me.seen || !e.paths[path].same(&m.Path) {
 		path = e.path(&m.Path)
-		if me.seen && e.isAgain(f, m, layout, milli) {
+		if me.seen && e.isAgain(me, m, milli) {
 			e.again(f, mask, path)
 			return true
 		}
@@ -178,29 +207,50 @@ func (e *encoder) record(m *Meta, layout uint16) (again bool) {
 			e.columns[colValue].uvarint(uint64(path))
 		}
 	}
-	e.fill(f, mask, more, layout, milli)
-	e.learn(f, p, layout, path, milli)
+	e.fill(f, mask, more, milli)
+	e.learn(f, e.side, p, path, milli)
 	return false
+}
+
+// flow finds the flow of the packet and its side, or opens it.
+func (e *encoder) flow() (f *flow, mask, more uint8) {
+	k := &e.fields.key
+	if f = e.current; f == nil || !e.isOf(f, k) {
+		if f = e.find(k); f == nil {
+			f, more = e.open(k), moreNew
+		}
+		e.current = f
+		return f, e.side << 1, more
+	}
+	return f, maskSame | e.side<<1, 0
+}
+
+// isOf tells whether a packet is of the flow, and sets its side.
+func (e *encoder) isOf(f *flow, k *key) bool {
+	if f.key.same(k) {
+		e.side = 0
+		return true
+	}
+	if f.key.ports != bits.RotateLeft32(k.ports, 16) {
+		return false
+	}
+	e.side = 1
+	back := k.reverse()
+	return f.key.same(&back)
 }
 
 // isAgain tells whether the packet is the one before of this side, seen on
 // another interface or going the other way: bit for bit the same, at once.
-func (e *encoder) isAgain(f *flow, m *Meta, layout uint16, milli uint32) bool {
-	p := &e.fields
-	me := &f.sides[p.side]
-	was := &e.paths[me.path]
+func (e *encoder) isAgain(me *state, m *Meta, milli uint32) bool {
+	p, was := &e.fields, &e.paths[me.path]
 	moved := was.Interface != m.Path.Interface || was.Direction != m.Path.Direction || was.VLAN != m.Path.VLAN
 	return moved && me.sightings < 255 && milli-me.milli <= maxAgain && !p.badIPSum && p.sumKind != sumLiteral &&
-		p.seq == me.seq && p.ack == me.ack && p.flags == me.flags && p.next() == me.next && p.wire == me.wire &&
-		p.window == me.window && p.ipid == me.ipid && p.ttl == me.ttl && p.tos == me.tos && p.label == me.label &&
-		p.dontFragment == me.dontFragment && p.sumKind == me.sum && layout == me.layout &&
-		(!p.options.stamped() || p.options.value == me.value && p.options.ech == me.ech) &&
-		p.options.digest() == me.edges
+		p.facts == me.facts
 }
 
 // again writes a further sighting: nothing but where it was.
 func (e *encoder) again(f *flow, mask uint8, path uint16) {
-	me := &f.sides[e.fields.side]
+	me := &f.sides[e.side]
 	more := uint8(moreAgain)
 	if path != me.again {
 		more |= morePath
@@ -214,25 +264,29 @@ func (e *encoder) again(f *flow, mask uint8, path uint16) {
 
 // fill writes what of the packet is not as the flow's states predict. The order
 // inside each column is the reader's.
-func (e *encoder) fill(f *flow, mask, more uint8, layout uint16, milli uint32) {
-	p := &e.fields
-	me := &f.sides[p.side]
+func (e *encoder) fill(f *flow, mask, more uint8, milli uint32) {
+	p, me := &e.fields, &f.sides[e.side]
 	values, seqs := &e.columns[colValue], &e.columns[colSeq]
-	if layout != me.expect {
+	if p.layout != me.expect {
 		more |= moreLayout
-		values.uvarint(uint64(layout))
+		values.byte(p.layout)
 	}
-	mask |= e.kind(me)
-	if next := f.nextSeq(p.side); p.seq != next {
+	if p.payload == 0 && p.flags == me.bareFlags {
+		mask |= kindBare
+	} else {
+		mask |= e.kind(me)
+	}
+	if next := f.nextSeq(e.side); p.seq != next {
 		mask |= maskSeq
 		putDifference(seqs, me.seen, p.seq, next)
 	}
-	if p.ack != f.nextAck(p.side) {
+	if p.ack != f.nextAck(e.side) {
 		mask |= maskAck
 		putDifference(seqs, me.seen, p.ack, me.ack)
 	}
-	if p.options.stamped() {
-		mask |= e.stamps(f, milli)
+	if p.options.stamped() && (p.value != me.nextValue(milli) || p.ech != f.nextEch(e.side)) {
+		e.stamps(f, milli)
+		mask |= maskStamp
 	}
 	if p.window != me.window {
 		more |= moreWindow
@@ -242,8 +296,15 @@ func (e *encoder) fill(f *flow, mask, more uint8, layout uint16, milli uint32) {
 		more |= moreID
 		values.signed(int64(int16(p.ipid - next)))
 	}
-	e.edges()
-	e.masks(f, mask, more, e.rare(me))
+	if p.options.plain == plainOther {
+		e.edges()
+	}
+	rare := uint8(0)
+	if p.fixed != me.fixed || p.label != me.label || p.badIPSum || p.sumKind == sumLiteral ||
+		p.sumKind != me.nextSum(p.payload) || p.wire != me.nextWire(p.total()) {
+		rare = e.rare(me)
+	}
+	e.masks(f, mask, more, rare)
 }
 
 // putDifference writes a sequence number: of a side that was seen before, the
@@ -259,8 +320,6 @@ func putDifference(c *column, seen bool, v, next uint32) {
 func (e *encoder) kind(me *state) uint8 {
 	p, values := &e.fields, &e.columns[colValue]
 	switch {
-	case p.payload == 0 && p.flags == me.bareFlags:
-		return kindBare
 	case p.payload == 0 || p.flags != me.dataFlags:
 		values.byte(p.flags)
 		values.uvarint(uint64(p.payload))
@@ -272,23 +331,18 @@ func (e *encoder) kind(me *state) uint8 {
 	return kindLength
 }
 
-// stamps writes the timestamps if one of them is not as predicted. The lowest
-// bit tells whether the echo follows.
-func (e *encoder) stamps(f *flow, milli uint32) uint8 {
+// stamps writes the timestamps. The lowest bit tells whether the echo follows.
+func (e *encoder) stamps(f *flow, milli uint32) {
 	p, c := &e.fields, &e.columns[colStamp]
-	value, ech := f.sides[p.side].nextValue(milli), f.nextEch(p.side)
-	if p.options.value == value && p.options.ech == ech {
-		return 0
-	}
-	d := int64(int32(p.options.value - value))
+	value, ech := f.sides[e.side].nextValue(milli), f.nextEch(e.side)
+	d := int64(int32(p.value - value))
 	v := (uint64(d)<<1 ^ uint64(d>>63)) << 1
-	if p.options.ech == ech {
+	if p.ech == ech {
 		c.uvarint(v)
-		return maskStamp
+		return
 	}
 	c.uvarint(v | 1)
-	c.signed(int64(int32(p.options.ech - ech)))
-	return maskStamp
+	c.signed(int64(int32(p.ech - ech)))
 }
 
 // edges writes the SACK edges: the first from the acknowledgement, each other
@@ -304,18 +358,18 @@ func (e *encoder) edges() {
 // rare writes what hardly ever changes inside a connection.
 func (e *encoder) rare(me *state) (rare uint8) {
 	p, values := &e.fields, &e.columns[colValue]
-	if p.ttl != me.ttl {
+	if p.fixed.ttl() != me.fixed.ttl() {
 		rare |= rareTTL
-		values.byte(p.ttl)
+		values.byte(p.fixed.ttl())
 	}
-	if p.tos != me.tos || p.label != me.label {
+	if p.fixed.tos() != me.fixed.tos() || p.label != me.label {
 		rare |= rareTOS
-		values.byte(p.tos)
+		values.byte(p.fixed.tos())
 		values.u32(p.label)
 	}
-	if p.dontFragment != me.dontFragment {
+	if p.fixed.dontFragment() != me.fixed.dontFragment() {
 		rare |= rareDF
-		values.byte(p.dontFragment)
+		values.byte(p.fixed.dontFragment())
 	}
 	if p.badIPSum {
 		rare |= rareIPSum
@@ -356,77 +410,111 @@ func (e *encoder) masks(f *flow, mask, more, rare uint8) {
 
 // find finds a flow, nil if it is new.
 func (e *encoder) find(k *key) *flow {
-	for i := e.hash(k); ; i++ {
-		e.place = i % uint32(len(e.index))
-		n := e.index[e.place]
-		if n == 0 {
+	h := e.hash(k)
+	e.tag = h &^ 0xffffffff
+	for i := h; ; i++ {
+		e.place = i & e.reach
+		switch n := e.index[e.place]; {
+		case n == 0:
 			return nil
-		}
-		if f := &e.flows[n-1]; f.key == *k {
-			return f
+		case n&^0xffffffff == e.tag:
+			if f := &e.flows[uint32(n)-1]; e.isOf(f, k) {
+				return f
+			}
 		}
 	}
 }
 
-// hash is keyed with a random seed: who sends packets must not choose where
-// their flows collide.
-func (e *encoder) hash(k *key) uint32 {
-	h := (k.a[0] ^ e.seed) * 0x9e3779b97f4a7c15
-	h ^= bits.RotateLeft64((k.b[0]^uint64(k.ports)<<32)*(e.seed|1), 29)
-	if k.space&space6 != 0 {
-		h ^= bits.RotateLeft64(k.a[1]*0xc2b2ae3d27d4eb4f, 17) ^ k.b[1]*0x165667b19e3779f9
+// hash is the same for both ways of a flow. It is keyed with a random seed: who
+// sends packets must not choose where their flows collide.
+func (e *encoder) hash(k *key) uint64 {
+	a, b := k.words[0]&0xffffffff, k.words[0]>>32
+	if k.space >= space6 {
+		a, b = e.mix(k.words[0])+k.words[1], e.mix(k.words[2])+k.words[3]
 	}
-	h = (h ^ h>>32) * (e.seed ^ 0xd6e8feb86659fd93 | 1)
-	return uint32((h ^ h>>29) % uint64(len(e.index)))
+	h := e.mix(a^uint64(k.ports&0xffff)<<40) + e.mix(b^uint64(k.ports>>16)<<40)
+	return h ^ h>>29
+}
+
+func (e *encoder) mix(v uint64) uint64 {
+	v = (v ^ e.seed) * 0x9e3779b97f4a7c15
+	return (v ^ v>>32) * (e.seed | 1)
 }
 
 // open adds a flow where find ended, and writes its ends: what of them is not as
 // in the last connection to a port like this.
-func (e *encoder) open() *flow {
-	p, c := &e.fields, &e.columns[colNew]
-	from, to := p.key.ends(p.side)
-	index := uint8(to.port % templates)
-	t := &e.templates[index]
+func (e *encoder) open(k *key) *flow {
+	e.side = 0
+	c, index := &e.columns[colNew], k.template()
+	last := &e.templates[index].key
 	tag := uint8(0)
-	if to != t.to {
+	if !sameEnd(k, last, 1) || k.ports>>16 != last.ports>>16 {
 		tag |= newTo
 	}
-	if from.address != t.from.address {
+	if !sameEnd(k, last, 0) {
 		tag |= newFrom
 	}
-	if p.key.space&0xffff != 0 {
+	if k.space&0xffff != 0 {
 		tag |= newSpace
 	}
-	if p.key.space&space6 != 0 {
+	if k.space >= space6 {
 		tag |= new6
 	}
 	c.byte(tag)
 	c.byte(index)
 	if tag&newTo != 0 {
-		c.u16(to.port)
-		putAddress(c, to.address, tag&new6 != 0)
+		c.u16(uint16(k.ports >> 16))
+		putEnd(c, k, 1)
 	}
 	if tag&newFrom != 0 {
-		putAddress(c, from.address, tag&new6 != 0)
+		putEnd(c, k, 0)
 	}
 	if tag&newSpace != 0 {
-		c.u16(uint16(p.key.space))
+		c.u16(uint16(k.space))
 	}
-	c.signed(int64(int16(from.port - t.from.port)))
-	f := e.slots.open(&p.key, p.side)
-	e.index[e.place] = uint32(len(e.flows))
+	c.signed(int64(int16(sourcePort(k) - sourcePort(last))))
+	f := e.slots.open(k)
+	if 2*uint64(len(e.flows)) <= e.reach {
+		e.index[e.place] = e.tag | uint64(len(e.flows))
+	} else {
+		e.widen()
+	}
 	e.full = e.full || len(e.flows) == maxFlows-checkEvery
 	return f
 }
 
-func putAddress(c *column, a [2]uint64, v6 bool) {
-	if !v6 {
-		c.u32(uint32(a[0]))
+// widen doubles the index, and puts all flows where they belong in it.
+func (e *encoder) widen() {
+	e.reach = 2*e.reach + 1
+	clear(e.index[:e.reach+1])
+	for n := range e.flows {
+		h := e.hash(&e.flows[n].key)
+		i := h & e.reach
+		for e.index[i] != 0 {
+			i = (i + 1) & e.reach
+		}
+		e.index[i] = h&^0xffffffff | uint64(n+1)
+	}
+}
+
+// sameEnd compares the address of an end: 0 is the source.
+func sameEnd(a, b *key, side int) bool {
+	if a.space < space6 {
+		return uint32(a.words[0]>>(32*side)) == uint32(b.words[0]>>(32*side))
+	}
+	return a.words[2*side] == b.words[2*side] && a.words[2*side+1] == b.words[2*side+1]
+}
+
+func putEnd(c *column, k *key, side int) {
+	if k.space < space6 {
+		c.u32(uint32(k.words[0] >> (32 * side)))
 		return
 	}
-	c.u64(a[0])
-	c.u64(a[1])
+	c.u64(k.words[2*side])
+	c.u64(k.words[2*side+1])
 }
+
+func sourcePort(k *key) uint16 { return bits.ReverseBytes16(uint16(k.ports)) }
 
 // path returns the number of a path, and writes it where it is new.
 func (e *encoder) path(p *Path) uint16 {
@@ -451,26 +539,30 @@ func putPath(c *column, p *Path) {
 	c.byte(uint8(p.Direction))
 }
 
-// layoutOf returns the number of the options' layout, and writes it where it is
+// layoutOf finds the number of the options' layout, and writes it where it is
 // new; false if the table is full.
-func (e *encoder) layoutOf(o *options) (uint16, bool) {
-	switch o.plain {
+func (e *encoder) layoutOf(p *fields) bool {
+	switch p.options.plain {
 	case plainNone:
-		return numberNone, true
+		p.layout = numberNone
+		return true
 	case plainStamp:
-		return numberStamp, true
+		p.layout = numberStamp
+		return true
 	}
 	for i := range e.layouts {
-		if e.layouts[i] == o.layout {
-			return uint16(i), true
+		if e.layouts[i] == p.options.layout {
+			p.layout = uint8(i)
+			return true
 		}
 	}
 	if len(e.layouts) == cap(e.layouts) {
-		return 0, false
+		return false
 	}
-	e.layouts = append(e.layouts, o.layout)
+	p.layout = uint8(len(e.layouts))
+	e.layouts = append(e.layouts, p.options.layout)
 	c := &e.columns[colRaw]
-	c.byte(o.layout.n)
-	c.raw(o.layout.bytes[:o.layout.n])
-	return uint16(len(e.layouts) - 1), true
+	c.byte(p.options.layout.n)
+	c.raw(p.options.layout.bytes[:p.options.layout.n])
+	return true
 }

@@ -3,48 +3,35 @@ package recorder
 // state is what a chunk remembers of one direction of a flow: the next packet is
 // predicted from it. Writer and reader of a chunk keep the same states.
 type state struct {
-	seq, next, ack uint32
-	value, ech     uint32 // timestamps
-	data           uint32 // payload of the last segment that had any
-	label          uint32
-	edges          uint32 // a digest of the SACK edges
-	milli          uint32 // time of the packet, milliseconds
-	wire           uint32
-	ipid, window   uint16
-	path, again    uint16 // of the first sighting, and of the last further one
-	layout, expect uint16 // of the packet, and of the next
-	ttl, tos       uint8
-	flags          uint8
-	bareFlags      uint8 // expected of a segment without payload
-	dataFlags      uint8 // expected of one with payload
-	dontFragment   uint8
-	bareSum        uint8
-	dataSum        uint8
-	sum            uint8
-	padded         bool // short packets come with the padding of Ethernet
-	seen           bool
-	sightings      uint8
+	facts        // of the last packet
+	data  uint32 // payload of the last segment that had any
+	milli uint32 // time of the last packet, milliseconds
+	// path is that of the packet, again that of its last further sighting.
+	path, again uint16
+	sightings   uint8
+	expect      uint8 // layout of the next packet
+	bareFlags   uint8 // expected of a segment without payload
+	dataFlags   uint8 // expected of one with payload
+	bareSum     uint8
+	dataSum     uint8
+	padded      bool // short packets come with the padding of Ethernet
+	seen        bool
 }
 
-// flow is a connection inside one chunk.
+// flow is a connection inside one chunk: three lines of cache. Its side 0 is the
+// sender of its first packet.
 type flow struct {
-	key   key
-	sides [2]state
-	// opener is the side of the first packet, template that of its beginnings.
-	opener, template uint8
-	number           uint32
+	key      key
+	number   uint32
+	template uint8
+	_        [18]byte
+	sides    [2]state
 }
 
 // template is how connections to one service begin: the first packet of each side.
 type template struct {
-	opener, other state
-	// from and to are the ends of the last of them.
-	from, to end
-}
-
-type end struct {
-	address [2]uint64
-	port    uint16
+	sides [2]state
+	key   key // of the last of them
 }
 
 const templates = 64
@@ -84,39 +71,24 @@ func (s *slots) reset() {
 	s.templates = [templates]template{}
 	for i := range s.templates {
 		t := &s.templates[i]
-		t.opener.path, t.opener.again, t.other.path, t.other.again = noPath, noPath, noPath, noPath
+		for side := range t.sides {
+			t.sides[side].path, t.sides[side].again = noPath, noPath
+		}
 	}
 }
 
-// open adds a flow, of which the first packet comes from the side.
-func (s *slots) open(k *key, side uint8) *flow {
+// open adds a flow with the key of its first packet.
+func (s *slots) open(k *key) *flow {
 	s.flows = append(s.flows, flow{})
 	f := &s.flows[len(s.flows)-1]
-	f.key, f.opener, f.number = *k, side, uint32(len(s.flows)-1)
-	_, to := k.ends(side)
-	f.template = uint8(to.port % templates)
-	t := &s.templates[f.template]
-	f.sides[side], f.sides[1-side] = t.opener, t.other
+	f.key, f.number, f.template = *k, uint32(len(s.flows)-1), k.template()
+	f.sides = s.templates[f.template].sides
 	f.sides[0].seen, f.sides[1].seen = false, false
 	return f
 }
 
-// ends are sender and receiver of a packet from the side.
-func (k *key) ends(side uint8) (from, to end) {
-	a, b := end{k.a, uint16(k.ports >> 16)}, end{k.b, uint16(k.ports)}
-	if side == 1 {
-		return b, a
-	}
-	return a, b
-}
-
-// keyOf is the inverse of ends.
-func keyOf(from, to end, side uint8, space uint32) key {
-	if side == 1 {
-		from, to = to, from
-	}
-	return key{a: from.address, b: to.address, ports: uint32(from.port)<<16 | uint32(to.port), space: space}
-}
+// template goes by the port that the first packet went to.
+func (k *key) template() uint8 { return uint8(k.ports>>24) % templates }
 
 // The predictions: each is a function of both sides' states, the same for writer
 // and reader.
@@ -182,33 +154,15 @@ func (s *state) nextWire(total uint32) uint32 {
 }
 
 // learn takes over a packet, and remembers how a connection begins.
-func (s *slots) learn(f *flow, p *fields, layout, path uint16, milli uint32) {
-	me := &f.sides[p.side]
+func (s *slots) learn(f *flow, side uint8, p *fields, path uint16, milli uint32) {
+	me := &f.sides[side]
 	first := !me.seen
-	me.seq, me.ack = p.seq, p.ack
-	me.next = p.next()
-	if p.options.stamped() {
-		me.value, me.ech = p.options.value, p.options.ech
-	}
-	me.edges = p.options.digest()
-	me.ipid, me.window, me.ttl, me.tos = p.ipid, p.window, p.ttl, p.tos
-	me.label, me.dontFragment = p.label, p.dontFragment
-	me.path, me.layout, me.expect, me.milli = path, layout, layout, milli
-	me.sum, me.wire = p.sumKind, p.wire
-	if p.total() < wirePadding {
+	me.facts = p.facts
+	me.path, me.expect, me.milli = path, p.layout, milli
+	me.seen, me.sightings = true, 0
+	if total := p.total(); total < wirePadding {
 		me.padded = p.wire == wirePadding
 	}
-	me.flags, me.seen, me.sightings = p.flags, true, 0
-	me.learn(p)
-	if first {
-		s.templates[f.template].learn(f, p)
-	}
-	if p.flags&flagSYN != 0 {
-		me.opened()
-	}
-}
-
-func (me *state) learn(p *fields) {
 	if p.payload != 0 {
 		me.data, me.dataFlags, me.dataSum = p.payload, p.flags, p.sumKind
 	} else {
@@ -217,35 +171,30 @@ func (me *state) learn(p *fields) {
 			me.bareFlags = p.flags
 		}
 	}
+	if first {
+		s.templates[f.template].learn(f, side, p)
+	}
+	if p.flags&flagSYN != 0 {
+		me.opened(p.options.stamped())
+	}
 }
 
 // opened is what follows a SYN: acknowledgements and data, with timestamps or
 // without options.
-func (me *state) opened() {
+func (me *state) opened(stamped bool) {
 	me.bareFlags, me.dataFlags = flagACK, flagACK|flagPSH
-	if me.value|me.ech != 0 {
+	me.expect = numberNone
+	if stamped {
 		me.expect = numberStamp
-	} else {
-		me.expect = numberNone
 	}
 }
 
-func (t *template) learn(f *flow, p *fields) {
-	s := &t.other
-	if p.side == f.opener {
-		s = &t.opener
-		t.from, t.to = p.key.ends(p.side)
+func (t *template) learn(f *flow, side uint8, p *fields) {
+	t.sides[side] = f.sides[side]
+	if side == 0 {
+		t.key = f.key
 	}
-	*s = f.sides[p.side]
 	if p.payload == 0 {
-		s.bareFlags = p.flags
+		t.sides[side].bareFlags = p.flags
 	}
-}
-
-// digest makes two segments with different SACK edges differ.
-func (o *options) digest() (d uint32) {
-	for i := range o.edges() {
-		d = d*0x9e3779b1 + o.edge[i]
-	}
-	return d
 }

@@ -23,11 +23,11 @@ type layout struct {
 	stamp, sack, edges uint8
 }
 
-// options is a layout with what belongs into it.
+// options is a layout with what belongs into it; the timestamps (RFC 7323) are
+// among the facts.
 type options struct {
-	layout     layout
-	value, ech uint32 // timestamps: TSval and TSecr (RFC 7323)
-	edge       [maxSACK]uint32
+	layout layout
+	edge   [maxSACK]uint32
 	// plain tells without a look at the layout that it is that of a segment with
 	// nothing (plainNone) or only aligned timestamps (plainStamp).
 	plain uint8
@@ -40,31 +40,25 @@ const (
 )
 
 // stampOnly is what nearly every segment has: NOP, NOP, timestamps.
-const stampOnly = 0x0101080a
+const (
+	stampOnly   = 0x0101080a
+	stampOnlyLE = 0x0a080101
+)
 
 var (
 	layoutNone  = layout{}
 	layoutStamp = layout{bytes: [maxOptions]byte{1, 1, 8, 10}, n: 12, stamp: 4}
 )
 
-// take takes options apart; false if they are malformed.
-func (o *options) take(b []byte) bool {
-	switch {
-	case len(b) == 0:
-		o.plain = plainNone
-		return true
-	case len(b) == 12 && binary.BigEndian.Uint32(b) == stampOnly:
-		o.plain = plainStamp
-		o.value, o.ech = binary.BigEndian.Uint32(b[4:]), binary.BigEndian.Uint32(b[8:])
-		return true
-	}
+// take takes options apart that are not plain; false if they are malformed.
+func (o *options) take(b []byte, to *facts) bool {
 	o.plain = plainOther
 	o.layout = layout{n: uint8(len(b))}
 	copy(o.layout.bytes[:], b)
 	if !o.layout.find() {
 		return false
 	}
-	o.empty()
+	o.empty(to)
 	return true
 }
 
@@ -95,11 +89,11 @@ func (l *layout) find() bool {
 }
 
 // empty moves the changing parts out of the layout.
-func (o *options) empty() {
+func (o *options) empty(to *facts) {
 	l := &o.layout
 	if l.stamp != 0 {
 		b := l.bytes[l.stamp:]
-		o.value, o.ech = binary.BigEndian.Uint32(b), binary.BigEndian.Uint32(b[4:])
+		to.value, to.ech = binary.BigEndian.Uint32(b), binary.BigEndian.Uint32(b[4:])
 		clear(b[:8])
 	}
 	for i := range int(l.edges) {
@@ -120,21 +114,21 @@ func (o *options) bytes() int {
 }
 
 // put writes the options; b is as long as they are.
-func (o *options) put(b []byte) {
+func (o *options) put(b []byte, from *facts) {
 	switch o.plain {
 	case plainNone:
 		return
 	case plainStamp:
 		binary.BigEndian.PutUint32(b, stampOnly)
-		binary.BigEndian.PutUint32(b[4:], o.value)
-		binary.BigEndian.PutUint32(b[8:], o.ech)
+		binary.BigEndian.PutUint32(b[4:], from.value)
+		binary.BigEndian.PutUint32(b[8:], from.ech)
 		return
 	}
 	l := &o.layout
 	copy(b, l.bytes[:l.n])
 	if l.stamp != 0 {
-		binary.BigEndian.PutUint32(b[l.stamp:], o.value)
-		binary.BigEndian.PutUint32(b[l.stamp+4:], o.ech)
+		binary.BigEndian.PutUint32(b[l.stamp:], from.value)
+		binary.BigEndian.PutUint32(b[l.stamp+4:], from.ech)
 	}
 	for i := range int(l.edges) {
 		binary.BigEndian.PutUint32(b[int(l.sack)+4*i:], o.edge[i])
@@ -152,4 +146,13 @@ func (o *options) edges() int {
 		return 0
 	}
 	return int(o.layout.edges)
+}
+
+// digest makes two segments with different SACK edges differ.
+func (o *options) digest() uint16 {
+	d := uint32(0)
+	for i := range o.edges() {
+		d = d*0x9e3779b1 + o.edge[i]
+	}
+	return uint16(d>>16 ^ d)
 }

@@ -20,15 +20,24 @@ type pages struct {
 
 func newPages(size int) (*pages, error) {
 	n := size / pageBytes
-	memory, err := unix.Mmap(-1, 0, n*pageBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	memory, err := anonymous(n * pageBytes)
 	if err != nil {
-		return nil, fmt.Errorf("take %d bytes of memory for the history: %w", n*pageBytes, err)
+		return nil, err
 	}
 	p := &pages{memory: memory, free: make([]uint32, 0, n)}
 	for i := n - 1; i >= 0; i-- { // the first page is taken first
 		p.free = append(p.free, uint32(i))
 	}
 	return p, nil
+}
+
+// anonymous is memory outside of the Go heap.
+func anonymous(n int) ([]byte, error) {
+	b, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	if err != nil {
+		return nil, fmt.Errorf("take %d bytes of memory for packets: %w", n, err)
+	}
+	return b, nil
 }
 
 func (p *pages) total() int { return len(p.memory) / pageBytes }

@@ -122,16 +122,20 @@ func New(cfg Config) (*Recorder, error) {
 		return nil, fmt.Errorf("memory of %d bytes is too little: a ring of %d and at least %d beside it are needed",
 			cfg.Memory, cfg.Ring, MinMemory)
 	}
-	memory, err := newPages(cfg.Memory - cfg.Ring - encoderBytes)
+	encoder, err := newEncoder(rand.Uint64())
 	if err != nil {
 		return nil, err
+	}
+	memory, err := newPages(cfg.Memory - cfg.Ring - encoderBytes)
+	if err != nil {
+		return nil, errors.Join(err, encoder.close())
 	}
 	r := &Recorder{
 		cfg:    cfg,
 		writer: make(chan struct{}, 1), requests: make(chan *request, maxRequests),
 	}
 	r.w = writer{r: r, governor: newGovernor(cfg.CPU), buffer: &buffer{
-		clock: cfg.Clock, age: cfg.Age, memory: memory, encoder: newEncoder(rand.Uint64()),
+		clock: cfg.Clock, age: cfg.Age, memory: memory, encoder: encoder,
 	}}
 	r.w.buffer.hole = r.w.hole
 	return r, nil
@@ -140,7 +144,7 @@ func New(cfg Config) (*Recorder, error) {
 // Close gives the memory back. Nothing may run or be frozen any more.
 func (r *Recorder) Close() error {
 	r.writer <- struct{}{} // for ever
-	return r.w.buffer.memory.close()
+	return errors.Join(r.w.buffer.memory.close(), r.w.buffer.encoder.close())
 }
 
 // readClock takes the three readings back to back (clock_gettime(2)).

@@ -296,7 +296,7 @@ func TestAgeGoesByTheMonotonicClock(t *testing.T) {
 	var now Clock
 	r := newRecorder(t, Config{Memory: small, Age: 8 * time.Second, Clock: func() Clock { return now }})
 	b := r.w.buffer
-	add := func() { b.append(&Meta{Nanos: 1}, tcp4(0x10, nil), false, true) }
+	add := func() { b.append(&Meta{Nanos: 1}, tcp4(0x10, nil), true) }
 	add()
 	now.Realtime = int64(time.Hour) // a step of the wall clock
 	b.expire(now.Monotonic, true)

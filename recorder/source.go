@@ -16,7 +16,12 @@ type Path struct {
 	VLAN      [2]uint16
 	SrcMAC    [6]byte
 	Direction evidence.Direction
-	_         uint8
+}
+
+// same is ==, without a call.
+func (p *Path) same(o *Path) bool {
+	return p.Interface == o.Interface && p.Direction == o.Direction && p.SrcMAC == o.SrcMAC &&
+		p.VLAN == o.VLAN && p.Namespace == o.Namespace && p.LinkType == o.LinkType
 }
 
 // Meta is what is known of a packet beside its header bytes.

@@ -135,10 +135,10 @@ func (c *connection) build(r *rand.Rand, side int, flags byte, options []byte, p
 		binary.BigEndian.PutUint16(b[4:], c.id[side])
 		copy(b[12:], c.client[side][12:])
 		copy(b[16:], c.client[1-side][12:])
-		binary.BigEndian.PutUint16(b[10:], ip4Sum(b)+uint16(r.IntN(50)/49))
+		binary.LittleEndian.PutUint16(b[10:], ^fold(sum64(b[:ip4Head]))+uint16(r.IntN(50)/49))
 		sum = sum64(b[12:ip4Head])
 	}
-	sum = pseudo(sum, length)
+	sum += pseudo(length)
 	switch kind := r.IntN(10); {
 	case kind == 0:
 		binary.LittleEndian.PutUint16(t[16:], fold(sum)) // left to hardware

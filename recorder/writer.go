@@ -35,13 +35,11 @@ const publishEvery = 50 * time.Millisecond
 func (w *writer) Add(m *Meta, header []byte) {
 	w.stats.Seen++
 	w.stats.Bytes += uint64(m.WireBytes)
-	n, reset := Cut(header)
-	if n == 0 {
+	o := w.store(m, header)
+	switch {
+	case !o.kept:
 		w.stats.Discarded++
-		return
-	}
-	again := w.store(m, header[:n], reset)
-	if reset && !again {
+	case o.reset && !o.again:
 		w.countReset(m.Path.Direction, header)
 	}
 }
@@ -58,10 +56,17 @@ func (w *writer) Count(m *Meta, header []byte) {
 }
 
 // Store implements Sink.
-func (w *writer) Store(m *Meta, header []byte) {
-	if n, reset := Cut(header); n != 0 {
-		w.store(m, header[:n], reset)
+func (w *writer) Store(m *Meta, header []byte) { w.store(m, header) }
+
+func (w *writer) store(m *Meta, header []byte) outcome {
+	o := w.buffer.append(m, header, w.compress())
+	if o.kept {
+		w.stats.Kept++
 	}
+	if o.again {
+		w.stats.Sightings++
+	}
+	return o
 }
 
 // Skip implements Sink.
@@ -72,15 +77,6 @@ func (w *writer) Skip(packets uint64, first, last int64) {
 	w.stats.Skipped += packets
 	w.note(evidence.Gap{From: time.Unix(0, first), To: time.Unix(0, last), Lost: packets,
 		Reason: "CPU budget used up (recorder.cpu): only SYN, FIN, RST and ICMP of this time were kept"})
-}
-
-func (w *writer) store(m *Meta, header []byte, reset bool) (again bool) {
-	again = w.buffer.append(m, header, reset, w.compress())
-	w.stats.Kept++
-	if again {
-		w.stats.Sightings++
-	}
-	return again
 }
 
 func (w *writer) compress() bool { return w.governor.level == LevelFull }
