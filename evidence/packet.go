@@ -184,6 +184,8 @@ type Window struct {
 	// and had not come in just before: those that its TCP should have counted too
 	// (Tcp OutRsts). It may be too high, never too low.
 	SentResets int `json:"sent_resets,omitempty"`
+	// OwnResets of the SentResets answered the recorder's self-test.
+	OwnResets int `json:"own_resets,omitempty"`
 	// Cut tells that Packets lacks some that a verdict could need, for their number
 	// is bounded; flows that have no excerpt at all are no cut.
 	Cut bool `json:"cut,omitempty"`

@@ -150,7 +150,9 @@ type outcome struct {
 // add appends a packet; there must be room. What may not be kept of it, see Cut,
 // is not: of a packet that is taken apart nothing but its fields is left.
 func (e *encoder) add(m *Meta, b []byte) (o outcome) {
-	if e.fields.take(m, b) && e.layoutOf(&e.fields) {
+	if e.quick(m, b) {
+		o = outcome{kept: true}
+	} else if e.fields.take(m, b) && e.layoutOf(&e.fields) {
 		e.time(m)
 		o = outcome{true, e.fields.flags&flagRST != 0, e.record(m)}
 	} else if n, reset := Cut(b); n > 0 {
@@ -285,7 +287,7 @@ func (e *encoder) fill(f *flow, mask, more uint8, milli uint32) {
 		putDifference(seqs, me.seen, p.ack, me.ack)
 	}
 	if p.options.stamped() && (p.value != me.nextValue(milli) || p.ech != f.nextEch(e.side)) {
-		e.stamps(f, milli)
+		e.stamps(f, &p.facts, milli)
 		mask |= maskStamp
 	}
 	if p.window != me.window {
@@ -332,8 +334,8 @@ func (e *encoder) kind(me *state) uint8 {
 }
 
 // stamps writes the timestamps. The lowest bit tells whether the echo follows.
-func (e *encoder) stamps(f *flow, milli uint32) {
-	p, c := &e.fields, &e.columns[colStamp]
+func (e *encoder) stamps(f *flow, p *facts, milli uint32) {
+	c := &e.columns[colStamp]
 	value, ech := f.sides[e.side].nextValue(milli), f.nextEch(e.side)
 	d := int64(int32(p.value - value))
 	v := (uint64(d)<<1 ^ uint64(d>>63)) << 1

@@ -18,14 +18,14 @@ import (
 //
 // It must not be used concurrently.
 type Selection struct {
-	packets, resets, sent int
-	tallies               tallies
-	recent                recentResets
-	choice                choice
-	taking                *taking
-	glance                glance
-	ignored               []uint16
-	segment               evidence.Segment // reused, so that no call allocates
+	packets, resets, sent, own int
+	tallies                    tallies
+	recent                     recentResets
+	choice                     choice
+	taking                     *taking
+	glance                     glance
+	ignored                    []uint16
+	segment                    evidence.Segment // reused, so that no call allocates
 }
 
 // NewSelection makes a Selection; it holds about 6 MiB, and up to 20 MiB in a storm.
@@ -62,6 +62,7 @@ func (s *Selection) Survey(p *evidence.Packet) {
 		if g.flags.Has(evidence.RST) {
 			s.resets++
 			s.sent++
+			s.own++
 		}
 		return
 	}
@@ -101,6 +102,7 @@ func (s *Selection) surveyReset(p *evidence.Packet, id flowID) {
 func (s *Selection) Take(p *evidence.Packet) {
 	if s.taking == nil {
 		s.taking = newTaking(&s.choice)
+		s.recent, s.tallies.slots = recentResets{}, nil // their memory is needed now
 	}
 	g := &s.glance
 	if g.look(p, &s.segment) && s.taking.matters(p, g) && evidence.ParseSegment(p, &s.segment) == nil {
@@ -111,7 +113,7 @@ func (s *Selection) Take(p *evidence.Packet) {
 // Fill sets the counts of a window, its Packets and its Excerpts. The Selection is
 // used up with it.
 func (s *Selection) Fill(w *evidence.Window) {
-	w.PacketCount, w.ResetCount, w.SentResets = s.packets, s.resets, s.sent
+	w.PacketCount, w.ResetCount, w.SentResets, w.OwnResets = s.packets, s.resets, s.sent, s.own
 	w.FlowCount, w.ResetFlowCount, w.FlowsAtLeast = s.tallies.flows, s.tallies.resets, s.tallies.atLeast
 	w.Packets, w.Excerpts, w.Cut = nil, nil, false
 	if s.taking != nil {

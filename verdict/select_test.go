@@ -358,3 +358,29 @@ func FuzzSelection(f *testing.F) {
 		}
 	})
 }
+
+// TestSelfTestIsNoDoubt: the reset that the recorder's self-test drew left the
+// host, but no process had to close anything for it.
+func TestSelfTestIsNoDoubt(t *testing.T) {
+	probe, closed := netip.MustParseAddrPort("127.0.0.1:40000"), netip.MustParseAddrPort("127.0.0.1:80")
+	w := window(served(true, pkt{ms: 9, src: server, dst: client, flags: rstAck, seq: 501, ack: 151, dir: evidence.Sent, id: 8})...)
+	probes := window(
+		pkt{src: probe, dst: closed, flags: evidence.SYN, seq: 100, dir: evidence.Loopback},
+		pkt{ms: .1, src: closed, dst: probe, flags: rstAck, ack: 101, dir: evidence.Loopback})
+	all := append(w.Packets, probes.Packets...)
+	sel := NewSelection()
+	sel.Ignore([]uint16{closed.Port()})
+	for i := range all {
+		all[i].Number = i + 1
+		sel.Survey(&all[i])
+	}
+	for i := range all {
+		sel.Take(&all[i])
+	}
+	sel.Fill(&w)
+	inc := &evidence.Incident{Window: w}
+	counters(inc, map[string]uint64{"Tcp.OutRsts": 2, "TcpExt.TCPAbortOnClose": 1})
+	if c := one(t, inc).Verdict.Claim(); c.Confidence != evidence.Proven {
+		t.Errorf("%s: %s, want it proven", c.Confidence, c.Sentence)
+	}
+}

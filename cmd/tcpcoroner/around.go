@@ -2,13 +2,10 @@ package main
 
 import (
 	"fmt"
-	"slices"
-	"sync"
 	"time"
 
 	"tcpcoroner/evidence"
 	"tcpcoroner/exporter"
-	"tcpcoroner/recorder/afpacket"
 )
 
 // aroundEvery is how often the daemon looks at what changes slowly: interfaces'
@@ -28,9 +25,7 @@ func (d *daemon) lookAround(now time.Time) {
 		return
 	}
 	d.noteInterfaceLosses(now)
-	if d.cfg.Recorder.Discover {
-		d.spaces.discover()
-	}
+	d.spaces.look()
 	d.around.at = now
 }
 
@@ -50,53 +45,6 @@ func (d *daemon) noteInterfaceLosses(now time.Time) {
 		}
 	}
 	d.around.losses = losses
-}
-
-// namespaces attaches network namespaces to the source while it runs.
-type namespaces struct {
-	limit  int
-	wanted []string
-	source *afpacket.Source
-
-	mu      sync.Mutex
-	left    int // found, but beyond the limit
-	failure string
-}
-
-// discover attaches the namespaces of running processes. Those that ended are let
-// go by the source itself.
-func (n *namespaces) discover() {
-	found, err := afpacket.Discover("/proc")
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.left, n.failure = 0, ""
-	if err != nil {
-		n.failure = err.Error()
-		return
-	}
-	known := n.source.Namespaces()
-	for _, space := range found {
-		if slices.ContainsFunc(known, func(k evidence.Namespace) bool { return k.Inode == space.Inode }) {
-			continue
-		}
-		if len(n.source.Namespaces()) >= n.limit {
-			n.left++
-		} else if err := n.source.Attach(space.Path); err != nil {
-			n.failure = err.Error()
-		}
-	}
-}
-
-func (n *namespaces) problems() (list []string) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.left > 0 {
-		list = append(list, fmt.Sprintf("%d network namespaces are not recorded: recorder.memory has room for the rings of %d", n.left, n.limit))
-	}
-	if n.failure != "" {
-		list = append(list, "namespaces: "+n.failure)
-	}
-	return list
 }
 
 // sentResets is the kernel's count of the resets that it sent.

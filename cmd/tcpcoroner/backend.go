@@ -137,12 +137,12 @@ func (b backend) problems(s *api.Status) (list []string) {
 
 func (b backend) recorder() api.RecorderStatus {
 	d := b.d
-	s := d.recorder.Stats()
+	s, spaces := d.recorder.Stats(), d.source.Attached()
 	return api.RecorderStatus{
-		Interfaces: d.source.Interfaces(), Namespaces: d.source.Namespaces(),
+		Interfaces: interfacesIn(spaces, d.source.Interfaces()), Namespaces: spaces,
 		Seen: s.Seen, Kept: s.Kept, Sightings: s.Sightings, Skipped: s.Skipped, Dropped: s.Source.Dropped,
 		Evicted: s.Evicted, Resets: s.Resets, BufferBytes: uint64(s.Memory), BudgetBytes: uint64(d.sizes.memory),
-		RingBytes: uint64(d.sizes.ring + len(d.source.Namespaces())*namespaceRing), PinnedBytes: uint64(s.Pinned), RevokedChunks: s.Revoked,
+		RingBytes: uint64(d.sizes.ring + len(spaces)*namespaceRing), PinnedBytes: uint64(s.Pinned), RevokedChunks: s.Revoked,
 		HeldSeconds: d.recorder.Held().Seconds(), HeldPackets: s.Held, HeldBytes: uint64(s.HeldBytes),
 		Level: s.Level.String(), LevelSince: s.LevelSince, LevelChanges: s.LevelChanges,
 		CPUSeconds: s.CPU.Seconds(), CPUBudget: float64(d.cfg.Recorder.CPU) / 100,

@@ -84,12 +84,22 @@ func (d *daemon) open(ctx context.Context, socket string) (err error) {
 	if d.server, err = api.Listen(socket, backend{d}); err != nil {
 		return err
 	}
+	return d.openSource()
+}
+
+// openSource opens the capture. A namespace that cannot be recorded is a problem
+// that status tells; the daemon records what is there.
+func (d *daemon) openSource() (err error) {
+	c := d.cfg.Recorder
 	d.source, err = afpacket.Open(afpacket.Config{
-		RingBytes: d.sizes.ring, Overlay: d.cfg.Recorder.Overlay,
-		Namespaces: d.cfg.Recorder.Namespaces, NamespaceRingBytes: namespaceRing,
+		RingBytes: d.sizes.ring, Overlay: c.Overlay, NamespaceRingBytes: namespaceRing,
 	})
-	d.spaces = &namespaces{limit: d.sizes.namespaces, wanted: d.cfg.Recorder.Namespaces, source: d.source}
-	return err
+	if err != nil {
+		return err
+	}
+	d.spaces = &namespaces{source: d.source, proc: "/proc", limit: d.sizes.namespaces, wanted: c.Namespaces, discover: c.Discover}
+	d.spaces.look()
+	return nil
 }
 
 func (d *daemon) openRecorder() (err error) {
@@ -183,7 +193,7 @@ func (d *daemon) look() *evidence.Snapshot {
 
 // heap is what the program may take beside the recorder's memory before the
 // collector works harder: the database's tables, an incident that is judged.
-const heap = 32 << 20
+const heap = 28 << 20
 
 // limitMemory keeps the heap small. The history is outside of it. GOMEMLIMIT and
 // GOGC, where set, win (runtime/debug).

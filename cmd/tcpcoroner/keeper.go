@@ -243,6 +243,11 @@ func (k *keeper) conclude(o *openIncident, kept held, from time.Time) error {
 	k.concluding.Lock()
 	defer k.concluding.Unlock()
 	inc.Window, inc.Closed = kept.Window(), to
+	return aside(func() error { return k.keep(inc, kept) })
+}
+
+// keep judges and stores.
+func (k *keeper) keep(inc *evidence.Incident, kept held) error {
 	k.judge(inc, kept.Read)
 	if err := k.put(inc, kept.Chunks()); err != nil || !kept.Revoked() {
 		return err

@@ -38,7 +38,9 @@ func runCommand(e *env) *cobra.Command {
 }
 
 func (e *env) record(ctx context.Context, cfg config, data string) error {
+	coarseTimers()
 	limitMemory(e.getenv)
+	allowThreads(e.getenv)
 	log := slog.New(slog.NewTextHandler(e.stderr, nil))
 	d, err := build(ctx, cfg, data, e.socket, log)
 	if err != nil {

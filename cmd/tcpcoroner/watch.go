@@ -98,7 +98,7 @@ func (d *daemon) statusLine() string {
 		last = fmt.Sprintf("last incident %s (%s)", humanize.Time(list[0].Time), list[0].Trigger())
 	}
 	return fmt.Sprintf("recording %d interfaces, %s held, %d drops; %s; export %s",
-		len(d.source.Interfaces()), d.recorder.Held().Round(time.Second), s.Source.Dropped, last, d.exportLine())
+		len(interfacesIn(d.source.Attached(), d.source.Interfaces())), d.recorder.Held().Round(time.Second), s.Source.Dropped, last, d.exportLine())
 }
 
 func (d *daemon) exportLine() string {

@@ -244,7 +244,7 @@ func (c *child) says(ctx context.Context, text string) error {
 const hogVerb = "hog"
 
 func hog() {
-	for {
+	for n := 0; ; n++ {
 	}
 }
 

@@ -42,6 +42,11 @@ var mayImport = map[string][]string{
 // mayImport says: no dependency can change a verdict.
 var pure = []string{"evidence", "verdict"}
 
+// unshipped are for tests and the benchmark alone (docs/design.md).
+var unshipped = []string{
+	module + "/internal/", "github.com/cilium/ebpf", "github.com/google/go-cmp", "github.com/mdlayher/netlink", "github.com/ti-mo/conntrack",
+}
+
 const (
 	wiring  = "cmd/tcpcoroner"
 	capture = "recorder/afpacket" // the only one that needs a C compiler
@@ -169,6 +174,16 @@ func TestOneCgoPackage(t *testing.T) {
 		for _, c := range []string{"C", cgoDep} {
 			if slices.Contains(p.Imports, c) {
 				t.Errorf("%s imports %q: only %s may need a C compiler", name, c, capture)
+			}
+		}
+	}
+}
+
+func TestNothingOfTestsIsShipped(t *testing.T) {
+	for _, p := range goList(t, "-deps", "./"+wiring) {
+		for _, u := range unshipped {
+			if strings.HasPrefix(p.ImportPath, u) {
+				t.Errorf("%s needs %s, which is for tests and the benchmark", wiring, p.ImportPath)
 			}
 		}
 	}

@@ -55,7 +55,7 @@ func (s *Source) Attach(path string) error {
 
 // newIndex is the next index; indexes are not used again.
 func (s *Source) newIndex(inode uint64) (uint16, error) {
-	if inode == s.own || slices.ContainsFunc(s.attached(), func(n evidence.Namespace) bool { return n.Inode == inode }) {
+	if inode == s.own || slices.ContainsFunc(s.Attached(), func(n evidence.Namespace) bool { return n.Inode == inode }) {
 		return 0, ErrAttached
 	}
 	next := len(s.Namespaces()) + 1
@@ -128,7 +128,7 @@ func (s *Source) checkNamespaces(now time.Time) {
 // in goes on under that path.
 func (s *Source) findGone() {
 	var gone []evidence.Namespace
-	for _, n := range s.attached() {
+	for _, n := range s.Attached() {
 		if i, err := inode(n.Path); err != nil || i != n.Inode {
 			gone = append(gone, n)
 		}

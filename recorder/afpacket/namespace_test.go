@@ -66,6 +66,9 @@ func TestNamespaces(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, func() bool { return s.Stats().Rings == 2 })
+	if diff := cmp.Diff([]uint16{1}, indexes(s.Attached())); diff != "" {
+		t.Errorf("attached (-want +got):\n%s", diff)
+	}
 	if err := s.Attach(pathOf(lab.Client)); err != nil {
 		t.Fatal(err)
 	}
@@ -103,6 +106,22 @@ func TestRingsTakeTurns(t *testing.T) {
 		if n := len(r.sink.(*gatherer).added); n != 1 {
 			t.Errorf("ring %d: %d packets in the first round, want 1", i, n)
 		}
+	}
+}
+
+// A ring that the reader cannot take over is not recorded, and nobody is told that
+// it is.
+func TestRingNotAdopted(t *testing.T) {
+	s := &Source{epoll: -1}
+	s.event = -1
+	r, closed := memoryRing(0), false
+	r.inode, r.close = 7, func() { closed = true }
+	if err := s.arrive(r, evidence.Namespace{Index: 1, Inode: 7}); err != nil {
+		t.Fatal(err)
+	}
+	s.serve()
+	if len(s.Attached()) != 0 || len(s.Namespaces()) != 1 || s.Stats().FilterErrors != 1 || !closed {
+		t.Errorf("attached %v of %v, %+v, closed %v", s.Attached(), s.Namespaces(), s.Stats(), closed)
 	}
 }
 

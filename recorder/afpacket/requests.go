@@ -72,8 +72,9 @@ func (q *requests) Namespaces() (all []evidence.Namespace) {
 	return all
 }
 
-// attached lists the namespaces that are recorded.
-func (q *requests) attached() (all []evidence.Namespace) {
+// Attached lists the namespaces that are recorded now. It is safe for concurrent
+// use.
+func (q *requests) Attached() (all []evidence.Namespace) {
 	q.state.Lock()
 	defer q.state.Unlock()
 	for _, s := range q.spaces {
@@ -113,6 +114,17 @@ func (q *requests) Detach(path string) error {
 		}
 	}
 	return fmt.Errorf("detach network namespace %s: it is not attached", path)
+}
+
+// lost notes that a namespace is not recorded.
+func (q *requests) lost(inode uint64) {
+	q.state.Lock()
+	defer q.state.Unlock()
+	for i := range q.spaces {
+		if s := &q.spaces[i]; s.Inode == inode {
+			s.gone = true
+		}
+	}
 }
 
 // moved tells another path of a namespace.
@@ -156,6 +168,7 @@ func (s *Source) serve() {
 	for _, r := range arrived {
 		if s.adopt(r) != nil {
 			s.filterErrors.Add(1)
+			s.lost(r.inode)
 		}
 	}
 	for _, inode := range leaving {

@@ -71,6 +71,7 @@ type Source struct {
 	limited bool
 	events  [16]unix.EpollEvent
 	checked time.Time
+	batchAt time.Time // of the last batch
 	// background waits for what was started aside: closing of sockets, which waits
 	// for the kernel, and looks for namespaces.
 	background sync.WaitGroup
@@ -227,16 +228,18 @@ func (s *Source) Run(ctx context.Context, sink recorder.Sink) error {
 	for _, r := range s.rings {
 		r.sink = sink
 	}
-	for woken := true; ctx.Err() == nil; {
+	s.batchAt = time.Now()
+	for ctx.Err() == nil {
+		s.hear()
 		s.serve()
-		taken, losing := s.round()
-		if taken || woken {
-			s.afterBatch(losing)
+		rounds, drained, losing := s.batch()
+		s.afterBatch(losing)
+		lull := s.lull(rounds)
+		if !drained {
+			continue
 		}
-		if woken = !taken; woken {
-			if err := s.wait(); err != nil {
-				return err
-			}
+		if err := s.wait(lull); err != nil {
+			return err
 		}
 	}
 	s.flush()
@@ -245,6 +248,50 @@ func (s *Source) Run(ctx context.Context, sink recorder.Sink) error {
 	sink.Tick()
 	return nil
 }
+
+// batch reads all that the kernel has ready, at most a lap of the smallest ring:
+// what was recorded before a Wake is read before the Tick that answers it.
+func (s *Source) batch() (rounds int, drained, losing bool) {
+	for rounds < s.leastBlocks() {
+		taken, l := s.round()
+		losing = losing || l
+		if !taken {
+			return rounds, true, losing
+		}
+		rounds++
+	}
+	return rounds, false, losing
+}
+
+// leastBlocks is the number of blocks of the smallest ring.
+func (s *Source) leastBlocks() int {
+	least := s.rings[0].blocks
+	for _, r := range s.rings {
+		least = min(least, r.blocks)
+	}
+	return least
+}
+
+// lull is how long the rings can be left alone after a batch: until an eighth of a
+// ring has filled at the present rate. Each wake-up costs as much as a hundred
+// packets, and more in the runtime, which watches closely whatever has just begun
+// to run (sysmon in the runtime's proc.go).
+func (s *Source) lull(rounds int) time.Duration {
+	now := time.Now()
+	passed := now.Sub(s.batchAt)
+	s.batchAt = now
+	if rounds == 0 || s.hold {
+		return 0
+	}
+	return min(passed*time.Duration(s.leastBlocks())/time.Duration(lullShare*rounds), maxLull)
+}
+
+const (
+	lullShare = 8
+	maxLull   = 200 * time.Millisecond
+	// minLull is not worth a wait.
+	minLull = 2 * time.Millisecond
+)
 
 // round reads a block of each ring that has one, so that none is left behind.
 func (s *Source) round() (taken, losing bool) {
@@ -330,9 +377,20 @@ func (s *Source) nameInterfaces() {
 	}
 }
 
-// wait ends when a block is full or its time is up, after Wake, or after a second.
-func (s *Source) wait() error {
+// hear takes what Wake wrote: what was asked before is answered by the next Tick,
+// what is asked after ends the next wait.
+func (s *Source) hear() {
+	var b [8]byte
+	_, _ = unix.Read(s.event, b[:])
+}
+
+// wait ends when a block is full or its time is up, after Wake, or after a second;
+// in a lull, only after that or Wake.
+func (s *Source) wait(lull time.Duration) error {
 	s.polls.Add(1)
+	if lull >= minLull {
+		return s.rest(lull)
+	}
 	n, err := unix.EpollWait(s.epoll, s.events[:], int(idle/time.Millisecond))
 	if err != nil && err != unix.EINTR {
 		return fmt.Errorf("wait for packets: %w", err)
@@ -342,6 +400,15 @@ func (s *Source) wait() error {
 			s.pollErrors.Add(1)
 			_, _ = unix.GetsockoptInt(int(e.Fd), unix.SOL_SOCKET, unix.SO_ERROR) // takes it
 		}
+	}
+	return nil
+}
+
+// rest waits for Wake only.
+func (s *Source) rest(lull time.Duration) error {
+	fds := []unix.PollFd{{Fd: int32(s.event), Events: unix.POLLIN}}
+	if _, err := unix.Poll(fds, int(lull/time.Millisecond)); err != nil && err != unix.EINTR {
+		return fmt.Errorf("wait for packets: %w", err)
 	}
 	return nil
 }
