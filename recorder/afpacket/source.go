@@ -283,12 +283,24 @@ func (s *Source) lull(rounds int) time.Duration {
 	if rounds == 0 || s.hold {
 		return 0
 	}
-	return min(passed*time.Duration(s.leastBlocks())/time.Duration(lullShare*rounds), maxLull)
+	return min(passed*time.Duration(s.leastBlocks())/time.Duration(lullShare*rounds), s.mostLull())
+}
+
+// mostLull is how long the smallest ring takes to fill a quarter, if from one
+// moment to the next the most comes in that one processor can deliver.
+func (s *Source) mostLull() time.Duration {
+	least := s.rings[0].bytes()
+	for _, r := range s.rings {
+		least = min(least, r.bytes())
+	}
+	return time.Duration(least) * time.Second / (4 * mostPackets * packetBytes)
 }
 
 const (
 	lullShare = 8
-	maxLull   = 200 * time.Millisecond
+	// mostPackets a second on one processor, each of packetBytes in the ring.
+	mostPackets = 1_500_000
+	packetBytes = 152
 	// minLull is not worth a wait.
 	minLull = 2 * time.Millisecond
 )
