@@ -286,14 +286,14 @@ func (s *Source) lull(rounds int) time.Duration {
 	return min(passed*time.Duration(s.leastBlocks())/time.Duration(lullShare*rounds), s.mostLull())
 }
 
-// mostLull is how long the smallest ring takes to fill a quarter, if from one
+// mostLull is how long the smallest ring takes to fill half, if from one
 // moment to the next the most comes in that one processor can deliver.
 func (s *Source) mostLull() time.Duration {
 	least := s.rings[0].bytes()
 	for _, r := range s.rings {
 		least = min(least, r.bytes())
 	}
-	return time.Duration(least) * time.Second / (4 * mostPackets * packetBytes)
+	return time.Duration(least) * time.Second / (2 * mostPackets * packetBytes)
 }
 
 const (
