@@ -67,7 +67,7 @@ func (e *encoder) seal(b []byte, compress bool) []byte {
 	for i := range e.columns {
 		c := e.columns[i].bytes()
 		n := 0
-		if compress && len(c) > 0 {
+		if compress && len(c) > 0 && i != colTime { // times are noise
 			n = len(s2.Encode(b[at:], c))
 		}
 		if n == 0 || n >= len(c) {

@@ -229,16 +229,19 @@ func (e *encoder) flow() (f *flow, mask, more uint8) {
 
 // isOf tells whether a packet is of the flow, and sets its side.
 func (e *encoder) isOf(f *flow, k *key) bool {
-	if f.key.same(k) {
+	switch {
+	case f.key.same(k):
 		e.side = 0
-		return true
-	}
-	if f.key.ports != bits.RotateLeft32(k.ports, 16) {
+	case f.key.space != k.space || f.key.ports != bits.RotateLeft32(k.ports, 16):
 		return false
+	case k.space < space6:
+		e.side = 1
+		return f.key.words[0] == bits.RotateLeft64(k.words[0], 32)
+	default:
+		e.side = 1
+		return f.key == k.reverse()
 	}
-	e.side = 1
-	back := k.reverse()
-	return f.key.same(&back)
+	return true
 }
 
 // isAgain tells whether the packet is the one before of this side, seen on

@@ -28,6 +28,7 @@ const (
 	packetStatus   = 20
 	packetData     = 24
 	packetTCI      = 32
+	packetFamily   = 48
 	packetProtocol = 50
 	packetIndex    = 52
 	packetHatype   = 56
@@ -75,6 +76,10 @@ type walker struct {
 	seen    [64]uint32
 	known   map[uint32]struct{}
 	unknown []evidence.Interface
+	// address is the sockaddr_ll that the path was read from, tagged whether more
+	// than that is in it.
+	address [3]uint64
+	tagged  bool
 	// skipped packets of the block at hand, with the times of the first and last.
 	skipped     uint64
 	first, last int64
@@ -117,13 +122,26 @@ func (w *walker) packet(b []byte, do purpose) bool {
 	m.Nanos = int64(u32(p[:], packetSec))*1e9 + int64(u32(p[:], packetNsec))
 	m.WireBytes = u32(p[:], packetLength)
 	m.Trusted = status&unix.TP_STATUS_CSUM_VALID != 0
-	w.path(p, status)
 	header := b[data : data+kept]
+	if !w.samePath(p, status) {
+		w.path(p, status)
+	}
 	if mayHaveTag(header) {
 		header = stripTag(header, binary.BigEndian.Uint16(p[packetProtocol:]), p[packetType], m)
+		w.tagged = true
 	}
 	w.give(do, header)
 	return true
+}
+
+// samePath tells whether a packet has the path of the one before: most have.
+func (w *walker) samePath(p *[packetHeader]byte, status uint32) bool {
+	was, tagged := w.address, w.tagged
+	w.address[0] = binary.NativeEndian.Uint64(p[packetFamily:])
+	w.address[1] = binary.NativeEndian.Uint64(p[packetFamily+8:])
+	w.address[2] = uint64(binary.NativeEndian.Uint32(p[packetFamily+16:]))
+	w.tagged = status&unix.TP_STATUS_VLAN_VALID != 0
+	return w.address == was && !tagged && !w.tagged
 }
 
 // path sets all of the path but the namespace, which is the ring's.

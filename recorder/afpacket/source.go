@@ -70,6 +70,7 @@ type Source struct {
 	hold    bool
 	limited bool
 	events  [16]unix.EpollEvent
+	resting [1]unix.PollFd
 	checked time.Time
 	batchAt time.Time // of the last batch
 	// background waits for what was started aside: closing of sockets, which waits
@@ -418,8 +419,8 @@ func (s *Source) wait(lull time.Duration) error {
 
 // rest waits for Wake only.
 func (s *Source) rest(lull time.Duration) error {
-	fds := []unix.PollFd{{Fd: int32(s.event), Events: unix.POLLIN}}
-	if _, err := unix.Poll(fds, int(lull/time.Millisecond)); err != nil && err != unix.EINTR {
+	s.resting[0] = unix.PollFd{Fd: int32(s.event), Events: unix.POLLIN}
+	if _, err := unix.Poll(s.resting[:], int(lull/time.Millisecond)); err != nil && err != unix.EINTR {
 		return fmt.Errorf("wait for packets: %w", err)
 	}
 	return nil
