@@ -114,17 +114,49 @@ func (p *program) link() {
 	p.equal(unix.PACKET_OUTGOING, reject)
 	p.label("link")
 	p.add(bpf.LoadConstant{Dst: bpf.RegX, Val: 0}, bpf.LoadExtension{Num: bpf.ExtProto})
-	p.equal(unix.ETH_P_IP, at("ip4", 0))
-	p.equal(unix.ETH_P_IPV6, at("ip6", 0))
+	p.equal(unix.ETH_P_IP, "plain4")
+	p.equal(unix.ETH_P_IPV6, "plain6")
 	p.equal(unix.ETH_P_8021Q, "tagged")
 	p.equal(unix.ETH_P_8021AD, "tagged")
 	p.to(reject)
+	p.plain()
 	p.label("tagged")
 	p.add(bpf.LoadAbsolute{Off: 2, Size: 2}, bpf.LoadConstant{Dst: bpf.RegX, Val: vlanTag})
 	p.equal(unix.ETH_P_IP, at("ip4", 0))
 	p.equal(unix.ETH_P_IPV6, at("ip6", 0))
 	p.add(bpf.LoadConstant{Dst: bpf.RegX, Val: 0})
 	p.to(at("version", 0))
+}
+
+// plain is for what most packets are, TCP right behind an IP header without
+// options: the kernel compiles a load from a place that it knows into the program,
+// and makes a call of any other (net/core/filter.c, convert_bpf_ld_abs).
+func (p *program) plain() {
+	p.label("plain4")
+	p.add(bpf.LoadAbsolute{Off: 0, Size: 1})
+	p.when(bpf.JumpNotEqual, 0x45, at("ip4", 0))
+	p.add(bpf.LoadAbsolute{Off: 9, Size: 1})
+	p.when(bpf.JumpNotEqual, unix.IPPROTO_TCP, at("ip4", 0))
+	p.add(bpf.LoadAbsolute{Off: 6, Size: 2})
+	p.when(bpf.JumpBitsSet, 0x3fff, at("ip4", 0))
+	p.plainTCP(20, at("ip4", 0))
+	p.label("plain6")
+	p.add(bpf.LoadAbsolute{Off: 6, Size: 1})
+	p.when(bpf.JumpNotEqual, unix.IPPROTO_TCP, at("ip6", 0))
+	p.plainTCP(ip6Header, at("ip6", 0))
+}
+
+// plainTCP returns the length with the TCP header; a RST, and a header that is too
+// short, go the other way.
+func (p *program) plainTCP(off uint32, other string) {
+	p.add(bpf.LoadAbsolute{Off: off + 13, Size: 1})
+	p.when(bpf.JumpBitsSet, uint32(evidence.RST), other)
+	if p.controlOnly {
+		p.when(bpf.JumpBitsNotSet, uint32(evidence.SYN|evidence.FIN), reject)
+	}
+	p.add(bpf.LoadAbsolute{Off: off + 12, Size: 1}, bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: 0xf0})
+	p.when(bpf.JumpLessThan, 0x50, other)
+	p.add(bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 2}, bpf.ALUOpConstant{Op: bpf.ALUOpAdd, Val: off}, bpf.RetA{})
 }
 
 // frame is an Ethernet frame in a tunnel, with a VLAN tag or without.
