@@ -135,10 +135,9 @@ func (p *program) plain() {
 	p.label("plain4")
 	p.add(bpf.LoadAbsolute{Off: 0, Size: 1})
 	p.when(bpf.JumpNotEqual, 0x45, at("ip4", 0))
-	p.add(bpf.LoadAbsolute{Off: 9, Size: 1})
+	// Fragment word, TTL and protocol at once.
+	p.add(bpf.LoadAbsolute{Off: 6, Size: 4}, bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: 0x3fff00ff})
 	p.when(bpf.JumpNotEqual, unix.IPPROTO_TCP, at("ip4", 0))
-	p.add(bpf.LoadAbsolute{Off: 6, Size: 2})
-	p.when(bpf.JumpBitsSet, 0x3fff, at("ip4", 0))
 	p.plainTCP(20, at("ip4", 0))
 	p.label("plain6")
 	p.add(bpf.LoadAbsolute{Off: 6, Size: 1})
@@ -149,14 +148,14 @@ func (p *program) plain() {
 // plainTCP returns the length with the TCP header; a RST, and a header that is too
 // short, go the other way.
 func (p *program) plainTCP(off uint32, other string) {
-	p.add(bpf.LoadAbsolute{Off: off + 13, Size: 1})
+	p.add(bpf.LoadAbsolute{Off: off + 12, Size: 2}) // data offset and flags
 	p.when(bpf.JumpBitsSet, uint32(evidence.RST), other)
 	if p.controlOnly {
 		p.when(bpf.JumpBitsNotSet, uint32(evidence.SYN|evidence.FIN), reject)
 	}
-	p.add(bpf.LoadAbsolute{Off: off + 12, Size: 1}, bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: 0xf0})
-	p.when(bpf.JumpLessThan, 0x50, other)
-	p.add(bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 2}, bpf.ALUOpConstant{Op: bpf.ALUOpAdd, Val: off}, bpf.RetA{})
+	p.add(bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: 0xf000})
+	p.when(bpf.JumpLessThan, 5<<12, other)
+	p.add(bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 10}, bpf.ALUOpConstant{Op: bpf.ALUOpAdd, Val: off}, bpf.RetA{})
 }
 
 // frame is an Ethernet frame in a tunnel, with a VLAN tag or without.
