@@ -13,7 +13,7 @@ import (
 
 // The promises about a daemon that nobody notices.
 const (
-	floorSnapshot = 50 * time.Millisecond
+	floorSnapshot = 10 * time.Millisecond
 	floorIdle     = 0.002 // of one processor
 	beside        = 48 << 20
 )
