@@ -246,7 +246,8 @@ func (w *writer) fill(q *request) {
 		}
 	}
 	first, _ := b.bounds()
-	if b.evicted > 0 && b.evictedTo >= from && first != 0 {
+	// What went from behind an older frozen chunk is a gap, not a later beginning.
+	if b.evicted > 0 && b.evictedTo >= from && first >= from && first != 0 {
 		q.heldFrom = time.Unix(0, first)
 	}
 	w.takeNotes()

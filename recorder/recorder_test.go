@@ -260,6 +260,10 @@ func TestHoleBehindFrozenIsAGap(t *testing.T) {
 	if w.Lost() == 0 {
 		t.Error("the hole is not told")
 	}
+	later := freeze(t, r, base.Add(time.Millisecond), base.Add(time.Hour)).Window()
+	if !later.HeldFrom.IsZero() || later.Lost() == 0 {
+		t.Errorf("a window that begins inside the oldest chunk is said to begin at %v, %d lost", later.HeldFrom, later.Lost())
+	}
 }
 
 func chunksOf(t *testing.T, f *Frozen) (all []byte) {
