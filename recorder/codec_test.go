@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -348,7 +349,7 @@ func BenchmarkDecode(b *testing.B) {
 	}
 	chunk := encodeAll(b, all, true)
 	for b.Loop() {
-		if err := Decode(chunk, func(*evidence.Packet) bool { return true }); err != nil {
+		if err := Read(sequence(chunk), base.Add(-time.Hour), base.Add(time.Hour), func(*evidence.Packet) bool { return true }); err != nil {
 			b.Fatal(err)
 		}
 	}

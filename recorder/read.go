@@ -38,27 +38,6 @@ func Read(chunks iter.Seq2[[]byte, error], from, to time.Time, visit func(*evide
 	return errors.Join(r.damage...)
 }
 
-// Decode calls visit for each packet of one sealed chunk in the order of arrival,
-// until visit returns false. The packet is valid during the call only.
-func Decode(chunk []byte, visit func(*evidence.Packet) bool) error {
-	h, err := parseHead(chunk)
-	if err != nil {
-		return err
-	}
-	columns, _, err := columnsOf(chunk, nil)
-	if err != nil {
-		return err
-	}
-	var d decoder
-	d.start(&h, &columns)
-	for {
-		ok, err := d.next()
-		if !ok || !visit(&d.packet) {
-			return err
-		}
-	}
-}
-
 // reader puts packets into the order of time. A chunk holds them in the order of
 // arrival: those of one ring come nearly in time, those of another a block later.
 // A packet waits until no earlier one can follow, in its chunk or the next.

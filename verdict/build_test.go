@@ -86,7 +86,7 @@ func window(packets ...pkt) evidence.Window {
 		})
 	}
 	slices.SortStableFunc(w.Packets, func(a, b evidence.Packet) int { return int(a.Nanos - b.Nanos) })
-	Select(&w)
+	selectAll(&w)
 	return w
 }
 
@@ -129,4 +129,18 @@ func one(t *testing.T, inc *evidence.Incident) evidence.Flow {
 		t.Fatalf("%d implicated flows, want 1", len(j.Flows))
 	}
 	return j.Flows[0]
+}
+
+// selectAll fills a window whose packets are all in w.Packets, in the order of time.
+func selectAll(w *evidence.Window) {
+	all := w.Packets
+	sel := NewSelection()
+	for i := range all {
+		all[i].Number = i + 1
+		sel.Survey(&all[i])
+	}
+	for i := range all {
+		sel.Take(&all[i])
+	}
+	sel.Fill(w)
 }

@@ -121,18 +121,3 @@ func (s *Selection) Fill(w *evidence.Window) {
 	}
 	*s = Selection{}
 }
-
-// Select fills a window whose packets are all in w.Packets, as those of a replayed
-// capture are. Packets without a Number get one.
-func Select(w *evidence.Window) {
-	all := w.Packets
-	sel := NewSelection()
-	for i := range all {
-		all[i].Number = i + 1
-		sel.Survey(&all[i])
-	}
-	for i := range all {
-		sel.Take(&all[i])
-	}
-	sel.Fill(w)
-}

@@ -116,9 +116,25 @@ func (b backend) Status(context.Context) (api.Status, error) {
 		}
 	}
 	s.Missing = append(s.Missing, d.prober.missing()...)
+	s.Missing = append(s.Missing, b.unread()...)
 	s.Problems = b.problems(&s)
 	s.Healthy = len(s.Problems) == 0
 	return s, nil
+}
+
+// unread is what the source could not do since the start. It may be long ago: no
+// reason to call the recorder blind.
+func (b backend) unread() (list []evidence.Missing) {
+	s := b.d.recorder.Stats().Source
+	if s.Malformed > 0 {
+		list = append(list, evidence.Missing{What: "packets",
+			Why: fmt.Sprintf("%d blocks of the kernel's ring were not as linux/if_packet.h says, and not read to their end", s.Malformed)})
+	}
+	if s.FilterErrors > 0 {
+		list = append(list, evidence.Missing{What: "CPU budget",
+			Why: fmt.Sprintf("the kernel's packet filter could not be changed %d times", s.FilterErrors)})
+	}
+	return list
 }
 
 // problems are what makes the recorder blind or forgetful.

@@ -156,10 +156,24 @@ func incident(t testing.TB) *evidence.Incident {
 	}
 }
 
+// write writes a window that holds all its packets.
+func write(w io.Writer, inc *evidence.Incident, win *evidence.Window) error {
+	f, err := NewWriter(w, inc, win)
+	if err != nil {
+		return err
+	}
+	for i := range win.Packets {
+		if err := f.WritePacket(&win.Packets[i]); err != nil {
+			return err
+		}
+	}
+	return f.Close()
+}
+
 func written(t testing.TB, inc *evidence.Incident, win *evidence.Window) []byte {
 	t.Helper()
 	var b bytes.Buffer
-	if err := Write(&b, inc, win); err != nil {
+	if err := write(&b, inc, win); err != nil {
 		t.Fatal(err)
 	}
 	return b.Bytes()
@@ -404,7 +418,7 @@ func TestWriteError(t *testing.T) {
 	for range 10 {
 		win.Packets = append(win.Packets, win.Packets...)
 	}
-	err := Write(brokenDisk{}, inc, win)
+	err := write(brokenDisk{}, inc, win)
 	if !errors.Is(err, errDisk) || !strings.Contains(err.Error(), "write packet ") {
 		t.Errorf("error %v", err)
 	}
@@ -498,7 +512,7 @@ func TestTunnelHeaders(t *testing.T) {
 
 func ExampleWrite() {
 	var file bytes.Buffer
-	if err := Write(&file, nil, &evidence.Window{}); err != nil {
+	if err := write(&file, nil, &evidence.Window{}); err != nil {
 		fmt.Println(err)
 	}
 	win, err := Read(&file)

@@ -74,20 +74,6 @@ func NewWriter(w io.Writer, inc *evidence.Incident, win *evidence.Window) (*Writ
 	return f, nil
 }
 
-// Write writes a window that holds all its packets.
-func Write(w io.Writer, inc *evidence.Incident, win *evidence.Window) error {
-	f, err := NewWriter(w, inc, win)
-	if err != nil {
-		return err
-	}
-	for i := range win.Packets {
-		if err := f.WritePacket(&win.Packets[i]); err != nil {
-			return err
-		}
-	}
-	return f.Close()
-}
-
 // WritePacket adds the next packet, in the order of time. Packet n of the window
 // becomes packet n of the file if it gets all of them. Nothing of p is kept. After
 // an error, it and Close return that error.

@@ -44,9 +44,7 @@ type Config struct {
 	// Overlay has the segments in VXLAN and Geneve tunnels recorded too. Without,
 	// they are seen on the tunnel's device if that is on this host.
 	Overlay bool
-	// Namespaces are paths of network namespaces to record beside the thread's own.
-	Namespaces []string
-	// NamespaceRingBytes is RingBytes for each of them. 0 means
+	// NamespaceRingBytes is RingBytes for each namespace that is attached. 0 means
 	// DefaultNamespaceRingBytes.
 	NamespaceRingBytes int
 	// Proc is where procfs is mounted. "" means /proc.
@@ -91,13 +89,7 @@ func Open(cfg Config) (*Source, error) {
 	cfg.setDefaults()
 	s := &Source{cfg: cfg, checkEvery: checkEvery, epoll: -1}
 	s.event = -1
-	err := s.start()
-	for _, path := range cfg.Namespaces {
-		if err == nil {
-			err = s.Attach(path)
-		}
-	}
-	if err != nil {
+	if err := s.start(); err != nil {
 		_ = s.Close()
 		return nil, err
 	}
@@ -250,10 +242,14 @@ func (s *Source) Run(ctx context.Context, sink recorder.Sink) error {
 	return nil
 }
 
-// batch reads all that the kernel has ready, at most a lap of the smallest ring:
+// batch reads all that the kernel has ready, at most a lap of the largest ring:
 // what was recorded before a Wake is read before the Tick that answers it.
 func (s *Source) batch() (rounds int, drained, losing bool) {
-	for rounds < s.leastBlocks() {
+	most := 0
+	for _, r := range s.rings {
+		most = max(most, r.blocks)
+	}
+	for rounds < most {
 		taken, l := s.round()
 		losing = losing || l
 		if !taken {
@@ -262,15 +258,6 @@ func (s *Source) batch() (rounds int, drained, losing bool) {
 		rounds++
 	}
 	return rounds, false, losing
-}
-
-// leastBlocks is the number of blocks of the smallest ring.
-func (s *Source) leastBlocks() int {
-	least := s.rings[0].blocks
-	for _, r := range s.rings {
-		least = min(least, r.blocks)
-	}
-	return least
 }
 
 // lull is how long the rings can be left alone after a batch: until an eighth of a
@@ -284,17 +271,14 @@ func (s *Source) lull(rounds int) time.Duration {
 	if rounds == 0 || s.hold {
 		return 0
 	}
-	return min(passed*time.Duration(s.leastBlocks())/time.Duration(lullShare*rounds), s.mostLull())
-}
-
-// mostLull is how long the smallest ring takes to fill half, if from one
-// moment to the next the most comes in that one processor can deliver.
-func (s *Source) mostLull() time.Duration {
-	least := s.rings[0].bytes()
+	blocks, bytes := s.rings[0].blocks, s.rings[0].bytes()
 	for _, r := range s.rings {
-		least = min(least, r.bytes())
+		blocks, bytes = min(blocks, r.blocks), min(bytes, r.bytes())
 	}
-	return time.Duration(least) * time.Second / (2 * mostPackets * packetBytes)
+	// At most what the smallest ring takes to fill half, if from one moment to the
+	// next the most comes in that one processor can deliver.
+	longest := time.Duration(bytes) * time.Second / (2 * mostPackets * packetBytes)
+	return min(passed*time.Duration(blocks)/time.Duration(lullShare*rounds), longest)
 }
 
 const (
