@@ -15,7 +15,7 @@ func drive(g *governor, from, seconds int, cost func(second int) [4]float64) (le
 	for s := from; s < from+seconds; s++ {
 		for range 10 {
 			used += cost(s)[g.level] / 10
-			g.look(g.at+int64(100*time.Millisecond), g.used+int64(cost(s)[g.level]*1e8))
+			g.look(g.at+int64(100*time.Millisecond), g.used+int64(cost(s)[g.level]*1e8), 0)
 		}
 		levels = append(levels, g.level)
 	}
@@ -24,7 +24,7 @@ func drive(g *governor, from, seconds int, cost func(second int) [4]float64) (le
 
 func governorAt(budget float64) *governor {
 	g := newGovernor(budget)
-	g.look(1, 0)
+	g.look(1, 0, 0)
 	return &g
 }
 
@@ -112,5 +112,50 @@ func TestLevelsAreInTheWindow(t *testing.T) {
 	}
 	if w := (evidence.Window{Gaps: gaps}); w.Lost() != 9 {
 		t.Errorf("lost %d packets, want 9", w.Lost())
+	}
+}
+
+// A ring that fills up raises the level, also without a budget: soon, but not for
+// a stall that is being made up for.
+func TestGovernorKeepsUp(t *testing.T) {
+	at := func(d time.Duration) int64 { return 1 + int64(d) }
+	g := governorAt(0)
+	for i, c := range []struct {
+		at      time.Duration
+		backlog float64
+		want    Level
+	}{
+		{10 * time.Millisecond, .25, LevelFull},
+		{20 * time.Millisecond, .75, LevelFull},
+		{40 * time.Millisecond, .25, LevelFull}, // it was a stall
+		{80 * time.Millisecond, .5, LevelFull},
+		{140 * time.Millisecond, .5, LevelPlain},
+		{180 * time.Millisecond, .25, LevelPlain}, // it fills no further
+		{900 * time.Millisecond, .5, LevelPlain},
+		{1000 * time.Millisecond, .5, LevelHold},
+		{1001 * time.Millisecond, .75, LevelHold},
+		{1200 * time.Millisecond, .75, LevelHold},
+		{1220 * time.Millisecond, .5, LevelHold},
+		{12 * time.Second, .25, LevelHold},
+		{13 * time.Second, 0, LevelPlain},
+		{22 * time.Second, 0, LevelPlain},
+		{24 * time.Second, 0, LevelFull},
+		{25 * time.Second, .5, LevelFull},
+		{26 * time.Second, .5, LevelPlain},
+		{26100 * time.Millisecond, .25, LevelPlain},
+		{37 * time.Second, 0, LevelPlain}, // it was a mistake: longer this time
+		{47 * time.Second, 0, LevelFull},
+		{48 * time.Second, 1, LevelFull},
+		{49 * time.Second, 1, LevelPlain},
+		{50 * time.Second, 1, LevelPlain},
+		{51 * time.Second, 1, LevelHold},
+		{52 * time.Second, 1, LevelHold},
+		{53 * time.Second, 1, LevelControl},
+		{54 * time.Second, 1, LevelControl},
+	} {
+		g.look(at(c.at), 0, c.backlog)
+		if g.level != c.want {
+			t.Fatalf("step %d, after %v with %.2f waiting: level %v, want %v", i, c.at, c.backlog, g.level, c.want)
+		}
 	}
 }

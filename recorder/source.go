@@ -112,6 +112,9 @@ type SourceStats struct {
 	// Polls and PollErrors count the waits for packets.
 	Polls      uint64
 	PollErrors uint64
+	// Backlog is the part of the fullest ring that is waiting to be read, from 0 to
+	// 1, in quarters rounded down. Packets are dropped where it reaches 1.
+	Backlog float64
 	// Rings is the number of open rings, one for each network namespace, and Held
 	// the number of blocks that are held back from the kernel.
 	Rings uint64

@@ -76,7 +76,7 @@ func (w *writer) Skip(packets uint64, first, last int64) {
 	}
 	w.stats.Skipped += packets
 	w.note(evidence.Gap{From: time.Unix(0, first), To: time.Unix(0, last), Lost: packets,
-		Reason: "CPU budget used up (recorder.cpu): only SYN, FIN, RST and ICMP of this time were kept"})
+		Reason: "recording level " + LevelHold.String() + ": only SYN, FIN, RST and ICMP of this time were kept"})
 }
 
 func (w *writer) compress() bool { return w.governor.level == LevelFull }
@@ -132,13 +132,13 @@ func (w *writer) Tick() Order {
 func (w *writer) govern(c Clock, now time.Time) {
 	was, used := w.governor.level, w.r.cfg.Used()
 	w.stats.CPU = time.Duration(used)
-	if !w.governor.look(c.Monotonic, used) {
+	if !w.governor.look(c.Monotonic, used, w.source.Stats().Backlog) {
 		return
 	}
 	level := w.governor.level
 	w.stats.LevelSince = now
 	w.note(evidence.Gap{From: now, To: now, Complete: true,
-		Reason: "recording level " + was.String() + " -> " + level.String() + " (CPU budget): " + level.Meaning()})
+		Reason: "recording level " + was.String() + " -> " + level.String() + " (" + w.governor.why + "): " + level.Meaning()})
 	if level == LevelControl {
 		w.controlSince = now
 	} else if g, ok := w.openGap(); ok {
@@ -150,7 +150,7 @@ func (w *writer) govern(c Clock, now time.Time) {
 // openGap is what is not recorded right now, until the last Tick.
 func (w *writer) openGap() (evidence.Gap, bool) {
 	return evidence.Gap{From: w.controlSince, To: w.now(),
-		Reason: "CPU budget used up (recorder.cpu): " + LevelControl.Meaning()}, !w.controlSince.IsZero()
+		Reason: "recording level " + LevelControl.String() + ": " + LevelControl.Meaning()}, !w.controlSince.IsZero()
 }
 
 // hole notes the packets of a chunk that made room while older ones were frozen.

@@ -36,6 +36,10 @@ type session struct {
 // them and kept not enough files to do it.
 type counts struct {
 	Packets, Dropped, Resets int64
+	// Level is the one at which it recorded at the end, and Levels how often that
+	// changed, if the engine has such.
+	Level  string `json:",omitempty"`
+	Levels int64  `json:",omitempty"`
 }
 
 // settle is how long an engine gets after it says that it is ready, before
@@ -218,12 +222,14 @@ func (s *session) ask(ctx context.Context, v any, args ...string) error {
 // status is what is read of the product's status.
 type status struct {
 	Recorder struct {
-		Seen        int64 `json:"seen"`
-		Dropped     int64 `json:"dropped_by_kernel"`
-		Skipped     int64 `json:"skipped"`
-		Evicted     int64 `json:"evicted"`
-		Resets      int64 `json:"resets"`
-		BufferBytes int64 `json:"buffer_bytes"`
+		Seen        int64  `json:"seen"`
+		Dropped     int64  `json:"dropped_by_kernel"`
+		Skipped     int64  `json:"skipped"`
+		Evicted     int64  `json:"evicted"`
+		Resets      int64  `json:"resets"`
+		Level       string `json:"level"`
+		Levels      int64  `json:"level_changes"`
+		BufferBytes int64  `json:"buffer_bytes"`
 		// HeldBytes are those of sealed chunks: of all HeldPackets after a freeze.
 		HeldPackets int64 `json:"held_packets"`
 		HeldBytes   int64 `json:"held_bytes"`
@@ -251,7 +257,8 @@ func productCounts(ctx context.Context, s *session) (counts, error) {
 }
 
 func (s *status) counts() counts {
-	return counts{Packets: s.Recorder.Seen, Dropped: s.Recorder.Dropped + s.Recorder.Skipped, Resets: s.Recorder.Resets}
+	return counts{Packets: s.Recorder.Seen, Dropped: s.Recorder.Dropped + s.Recorder.Skipped, Resets: s.Recorder.Resets,
+		Level: s.Recorder.Level, Levels: s.Recorder.Levels}
 }
 
 // drain waits until the engine has read what is in its buffer: until it has

@@ -65,6 +65,11 @@ func processor(ctx context.Context, b *bench) error {
 		}
 		b.table(processorTable(f, all))
 		ours := each(all[2], engineNanos)
+		changes := 0
+		for _, s := range all[2] {
+			changes += int(s.Got.Levels)
+		}
+		b.goal(changes == 0, f.String()+": every packet is compressed", "level changed %d times", changes)
 		b.atMost(floorCPUTcpdump, f.String()+": processor time <= 1/3 of tcpdump's", ours, each(all[0], engineNanos))
 		b.atMost(floorCPUDumpcap, f.String()+": processor time <= 1/8 of dumpcap's", ours, each(all[1], engineNanos))
 	}
@@ -212,7 +217,7 @@ func quota(ctx context.Context, b *bench) error {
 			keep := b.mark()
 			s, err := b.measure(ctx, n, e, flow{rate: rates[i], total: int(rates[i] * seconds), during: limited})
 			if err == nil {
-				tried = append(tried, fmt.Sprintf("%.0f: %s", rates[i], lossList([]sample{s})))
+				tried = append(tried, fmt.Sprintf("%.0f: %s%s", rates[i], lossList([]sample{s}), s.Got.leveled()))
 				err = b.unwind(keep)
 			}
 			return s.lossless(), err
@@ -229,6 +234,15 @@ func quota(ctx context.Context, b *bench) error {
 	b.times(floorQuotaTcpdump, best, tcpdump.name)
 	b.times(floorQuotaDumpcap, best, dumpcap.name)
 	return nil
+}
+
+// leveled tells at which level the product went on, if it could not keep up at the
+// first.
+func (c counts) leveled() string {
+	if c.Levels == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (%s)", c.Level)
 }
 
 func (b *bench) times(floor float64, best map[string]float64, rival string) {

@@ -130,8 +130,9 @@ type visit struct {
 	rate     float64 // requests a second
 }
 
-// host measures what a recorder costs a web server: the engines in turn, and
-// each round's figures against those of the same round without a recorder.
+// host measures what a recorder costs a web server: the engines in turns that
+// begin with another one each time, and each round's figures against those of the
+// same round without a recorder.
 func host(ctx context.Context, b *bench) error {
 	v, err := b.serve(sendCPU)
 	if err != nil {
@@ -139,29 +140,33 @@ func host(ctx context.Context, b *bench) error {
 	}
 	engines := []engine{nothing, product, tcpdump}
 	all := make([][]visit, len(engines))
-	for range pick(b, 10, 2) {
-		for i, e := range engines {
+	for round := range pick(b, 15, 3) {
+		for turn := range engines {
+			i := (round + turn) % len(engines)
 			keep := b.mark()
-			one, err := visited(ctx, v, e, pick(b, 3.0, 1.0))
+			one, err := visited(ctx, v, engines[i], pick(b, 3.0, 1.0))
 			if err = errors.Join(err, b.unwind(keep)); err != nil {
-				return fmt.Errorf("%s: %w", e.name, err)
+				return fmt.Errorf("%s: %w", engines[i].name, err)
 			}
 			all[i] = append(all[i], one)
 		}
 	}
 	t := table{Title: fmt.Sprintf("nginx and wrk, 50 kept connections, %d rounds in turn, medians", len(all[0])),
-		Columns: []string{"engine", "us a request", "more than with nothing", "recorder's us a request", "requests/s", "requests/s less"}}
+		Columns: []string{"engine", "us a request", "recorder's us", "together", "more than with nothing", "without the recorder's", "requests/s", "less"}}
 	var more [3]float64
 	for i, e := range engines {
-		micros := pairs(all[i], all[0], func(v visit) float64 { return v.micros })
+		whole := pairs(all[i], all[0], func(v visit) float64 { return v.micros + v.recorder })
+		served := pairs(all[i], all[0], func(v visit) float64 { return v.micros })
 		rate := pairs(all[i], all[0], func(v visit) float64 { return v.rate })
-		more[i] = median(micros) - 1
-		t.Rows = append(t.Rows, []string{e.name, fmt.Sprintf("%.2f", medianOf(all[i], func(v visit) float64 { return v.micros })),
-			fmt.Sprintf("%+.1f %%", 100*more[i]), fmt.Sprintf("%.2f", medianOf(all[i], func(v visit) float64 { return v.recorder })),
+		more[i] = median(whole) - 1
+		figure := func(f func(visit) float64) string { return fmt.Sprintf("%.2f", medianOf(all[i], f)) }
+		t.Rows = append(t.Rows, []string{e.name, figure(func(v visit) float64 { return v.micros }),
+			figure(func(v visit) float64 { return v.recorder }), figure(func(v visit) float64 { return v.micros + v.recorder }),
+			fmt.Sprintf("%+.1f %%", 100*more[i]), fmt.Sprintf("%+.1f %%", 100*(median(served)-1)),
 			fmt.Sprintf("%.0f", medianOf(all[i], func(v visit) float64 { return v.rate })), fmt.Sprintf("%.1f %%", 100*(1-median(rate)))})
 	}
 	b.table(t)
-	b.goal(more[1] <= more[2], "a request costs no more than with tcpdump", "%+.1f %% against %+.1f %%", 100*more[1], 100*more[2])
+	b.goal(more[1] < more[2], "a request costs the host less than with tcpdump", "%+.1f %% against %+.1f %%", 100*more[1], 100*more[2])
 	return nil
 }
 

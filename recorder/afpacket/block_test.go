@@ -329,6 +329,35 @@ func TestEarlyBlockIsWiped(t *testing.T) {
 	}
 }
 
+// The sink is told how much is waiting, and soon enough to change something.
+func TestBacklog(t *testing.T) {
+	g := &gatherer{}
+	s, r := &Source{sink: g}, memoryRing(0)
+	r.sink, s.rings = g, []*ring{r}
+	packet := block(ringPacket{0x0800, 1, 0, 0, 0, 40, ip4TCP("")})
+	for at := range r.blocks - 1 {
+		r.hand(at, packet)
+	}
+	for left := r.blocks - 2; left >= r.blocks/2; left-- {
+		rounds, drained, _ := s.batch()
+		if rounds != 1 || drained || s.Stats().Backlog < .5 {
+			t.Fatalf("%d of %d blocks wait: read %d, drained %v, %+v", left, r.blocks, rounds, drained, s.Stats())
+		}
+	}
+	if _, drained, _ := s.batch(); !drained || s.Stats().Backlog != 0 || len(g.added) != r.blocks-1 {
+		t.Errorf("%d of %d blocks read, %+v", len(g.added), r.blocks-1, s.Stats())
+	}
+	// What is held back does not wait.
+	for at := range 2 {
+		r.hand((r.next+at)%r.blocks, packet)
+	}
+	s.hold = true
+	s.batch()
+	if s.Stats().Backlog != 0 {
+		t.Errorf("%d blocks held: %+v", r.held, s.Stats())
+	}
+}
+
 // However large a ring is, a quarter of it, what comes while the reader is late
 // and two blocks stay with the kernel.
 func TestHoldLeavesTheReserve(t *testing.T) {

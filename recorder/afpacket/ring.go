@@ -130,6 +130,18 @@ func (s *Source) take(r *ring, hold bool) (taken, losing bool) {
 	return true, v&statusLosing != 0
 }
 
+// waiting is how many quarters of what is not held are ready to be read: blocks
+// become ready in order.
+func (r *ring) waiting() int {
+	for q := 3; q > 0; q-- {
+		b := r.block(r.next + (r.blocks-r.held)*q/4 - 1)
+		if atomic.LoadUint32(status(b))&unix.TP_STATUS_USER != 0 {
+			return q
+		}
+	}
+	return 0
+}
+
 func release(b []byte) { atomic.StoreUint32(status(b), unix.TP_STATUS_KERNEL) }
 
 // letGo releases the oldest block that is held.

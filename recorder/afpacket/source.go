@@ -77,7 +77,7 @@ type Source struct {
 	checking   atomic.Bool
 
 	packets, dropped, freezes, skipped, malformed, polls, pollErrors atomic.Uint64
-	open, held, filterSwaps, filterErrors                            atomic.Uint64
+	open, held, filterSwaps, filterErrors, backlog                   atomic.Uint64
 
 	requests
 }
@@ -202,7 +202,8 @@ func (s *Source) Stats() recorder.SourceStats {
 		Packets: s.packets.Load(), Dropped: s.dropped.Load(), Freezes: s.freezes.Load(),
 		Skipped: s.skipped.Load(), Malformed: s.malformed.Load(),
 		Polls: s.polls.Load(), PollErrors: s.pollErrors.Load(),
-		Rings: s.open.Load(), Held: s.held.Load(),
+		Backlog: float64(s.backlog.Load()) / 4,
+		Rings:   s.open.Load(), Held: s.held.Load(),
 		FilterSwaps: s.filterSwaps.Load(), FilterErrors: s.filterErrors.Load(),
 	}
 }
@@ -243,21 +244,35 @@ func (s *Source) Run(ctx context.Context, sink recorder.Sink) error {
 }
 
 // batch reads all that the kernel has ready, at most a lap of the largest ring:
-// what was recorded before a Wake is read before the Tick that answers it.
+// what was recorded before a Wake is read before the Tick that answers it. While
+// much is waiting the sink hears of it after each block.
 func (s *Source) batch() (rounds int, drained, losing bool) {
 	most := 0
 	for _, r := range s.rings {
 		most = max(most, r.blocks)
 	}
-	for rounds < most {
+	for waiting := 0; rounds < most && waiting < muchWaiting; {
 		taken, l := s.round()
 		losing = losing || l
+		waiting = s.waiting()
+		s.backlog.Store(uint64(waiting))
 		if !taken {
 			return rounds, true, losing
 		}
 		rounds++
 	}
 	return rounds, false, losing
+}
+
+// muchWaiting is in quarters of a ring.
+const muchWaiting = 2
+
+// waiting is how much of the fullest ring is there to be read, in quarters.
+func (s *Source) waiting() (quarters int) {
+	for _, r := range s.rings {
+		quarters = max(quarters, r.waiting())
+	}
+	return quarters
 }
 
 // lull is how long the rings can be left alone after a batch: until an eighth of a
