@@ -37,7 +37,8 @@ type Flow struct {
 	// Bytes of payload from client to server and back, retransmissions included.
 	ClientBytes uint64 `json:"client_bytes"`
 	ServerBytes uint64 `json:"server_bytes"`
-	// Reset is the first RST; nil if the flow was implicated without one.
+	// Reset is the first RST; nil if the flow failed without one: its SYNs or its
+	// data stayed unanswered.
 	Reset *Reset `json:"reset,omitempty"`
 	// Resets counts all RST segments of the flow, each once.
 	Resets int `json:"resets"`
@@ -45,6 +46,9 @@ type Flow struct {
 	Timeline []Step `json:"timeline,omitempty"`
 	// Owner is the process on this host that owns the flow's local end.
 	Owner *Owner `json:"owner,omitempty"`
+	// Related is the other leg's flow of the same proxy, whose end this one's is a
+	// consequence of; empty if there is none.
+	Related string `json:"related,omitempty"`
 	// OwnerSource says how the owner is known.
 	OwnerSource string  `json:"owner_source,omitempty"`
 	Verdict     Verdict `json:"verdict"`
@@ -88,4 +92,16 @@ type Step struct {
 	Flags  string    `json:"flags"`
 	// Line reads like tcpdump: offset, direction (< received, > sent), numbers, remark.
 	Line string `json:"line"`
+}
+
+// Answer counts how one address answered SYNs in a window.
+type Answer struct {
+	// From is the server's end, Namespace as in Packet.
+	From      netip.AddrPort
+	Namespace uint16
+	// Accepted counts SYN/ACKs, Refused RSTs in answer to a SYN, further sightings
+	// left out.
+	Accepted, Refused int
+	// FirstAccepted and LastAccepted are when; zero if none was.
+	FirstAccepted, LastAccepted time.Time
 }

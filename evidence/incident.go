@@ -1,6 +1,9 @@
 package evidence
 
-import "time"
+import (
+	"net/netip"
+	"time"
+)
 
 // Firing is one trigger crossing its threshold. It states the numbers.
 type Firing struct {
@@ -52,6 +55,17 @@ type Incident struct {
 	Before Counters  `json:"before"`
 	At     *Snapshot `json:"at"`
 	After  *Snapshot `json:"after,omitempty"`
+	// Kernel are the kernel's own events about the window's resets, in order, and
+	// Suppressed those that came too fast to be described. KernelLevel says how much
+	// this kernel tells; nil if nobody asked it.
+	Kernel      []KernelEvent      `json:"kernel,omitempty"`
+	Suppressed  []KernelSuppressed `json:"kernel_suppressed,omitempty"`
+	KernelLevel *KernelLevel       `json:"kernel_level,omitempty"`
+	// Logs are lines of around the window, Series the counters second by second.
+	Logs   []LogLine `json:"logs,omitempty"`
+	Series *Series   `json:"series,omitempty"`
+	// Roles are what the operator says of addresses.
+	Roles []Role `json:"roles,omitempty"`
 	// Flows are the implicated ones, exemplars first, at most MaxFlows.
 	Flows []Flow `json:"flows"`
 	// FlowsTotal counts all flows of the window, FlowsImplicated those that would
@@ -59,6 +73,12 @@ type Incident struct {
 	FlowsTotal      int     `json:"flows_total"`
 	FlowsImplicated int     `json:"flows_implicated"`
 	Verdict         Verdict `json:"verdict"`
+}
+
+// Role says whose the addresses of a network are. The longest prefix wins.
+type Role struct {
+	Prefix netip.Prefix `json:"prefix"`
+	Party  Party        `json:"party"`
 }
 
 // SchemaIncident names the JSON layout of an Incident.

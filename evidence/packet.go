@@ -174,6 +174,8 @@ type Window struct {
 	Packets []Packet `json:"-"`
 	// Excerpts tell which of Packets are of which flow, by the first RST.
 	Excerpts []Excerpt `json:"-"`
+	// Answers are how servers answered SYNs, by address.
+	Answers []Answer `json:"-"`
 	// FlowCount counts the TCP connections of the window and ResetFlowCount those
 	// with a RST, each once however many namespaces show it. FlowsAtLeast tells
 	// that there were too many to count: the numbers are lower bounds.

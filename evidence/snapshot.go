@@ -13,6 +13,9 @@ type Snapshot struct {
 	Counters   Counters         `json:"counters"`
 	Conntrack  *Conntrack       `json:"conntrack,omitempty"`
 	Interfaces []InterfaceStats `json:"interfaces,omitempty"`
+	// Implicated is what else was looked at for the sake of certain connections,
+	// peers and processes; nil if nobody asked.
+	Implicated *Implicated `json:"implicated,omitempty"`
 	// Missing lists what could not be read, and why: missing is not zero.
 	Missing []Missing `json:"missing,omitempty"`
 }
@@ -39,9 +42,48 @@ type Socket struct {
 	UID       uint32 `json:"uid"`
 	Inode     uint32 `json:"inode,omitempty"`
 	// Interface is the ifindex the socket is bound to, 0 if none.
-	Interface uint32   `json:"interface,omitempty"`
-	Info      *TCPInfo `json:"tcp_info,omitempty"`
-	Owner     *Owner   `json:"owner,omitempty"`
+	Interface uint32 `json:"interface,omitempty"`
+	// Cookie names the socket as long as the host is up (SO_COOKIE).
+	Cookie uint64 `json:"cookie,omitempty"`
+	// Timer is the one that runs; nil if none does.
+	Timer *Timer `json:"timer,omitempty"`
+	// Drops counts the packets that the socket itself threw away; of a listener,
+	// connections that found its queue full too (sk_drops, SK_MEMINFO_DROPS).
+	Drops uint32 `json:"drops,omitempty"`
+	// RecvBuffer and SendBuffer are the limits in bytes of kernel memory, which
+	// includes overhead.
+	RecvBuffer uint32 `json:"recv_buffer,omitempty"`
+	SendBuffer uint32 `json:"send_buffer,omitempty"`
+	// Congestion is the congestion control's name ("cubic").
+	Congestion string `json:"congestion,omitempty"`
+	TOS        uint8  `json:"tos,omitempty"`
+	// ShutdownRead and ShutdownWrite are the shutdown(2) bits.
+	ShutdownRead  bool `json:"shutdown_read,omitempty"`
+	ShutdownWrite bool `json:"shutdown_write,omitempty"`
+	// Mark is SO_MARK, which needs CAP_NET_ADMIN to see.
+	Mark uint32 `json:"mark,omitempty"`
+	// CgroupID is the inode of the cgroup that the socket was made in (version 2).
+	CgroupID uint64   `json:"cgroup_id,omitempty"`
+	Info     *TCPInfo `json:"tcp_info,omitempty"`
+	Owner    *Owner   `json:"owner,omitempty"`
+}
+
+// The kinds of timers.
+const (
+	TimerRetransmit = "retransmit"
+	TimerKeepalive  = "keepalive"
+	TimerTimeWait   = "time_wait"
+	// TimerProbe asks a peer whose window is closed (persist).
+	TimerProbe = "probe"
+)
+
+// Timer is a socket's running timer.
+type Timer struct {
+	Kind string `json:"kind"`
+	// Expires is the time left.
+	Expires time.Duration `json:"expires_ns"`
+	// Tries counts the retransmissions or unanswered probes so far.
+	Tries uint8 `json:"tries,omitempty"`
 }
 
 // Listening tells whether the socket is a listener.
@@ -64,6 +106,18 @@ type TCPInfo struct {
 	BytesAcked   uint64        `json:"bytes_acked"`
 	BytesRecv    uint64        `json:"bytes_received"`
 	NotSentBytes uint32        `json:"not_sent_bytes"`
+	// CAState is the congestion state: "disorder", "cwr", "recovery" or "loss";
+	// empty if all is well ("open").
+	CAState string `json:"ca_state,omitempty"`
+	// Probes counts unanswered window or keepalive probes, Backoff the doublings
+	// of the retransmission timeout.
+	Probes  uint8 `json:"probes,omitempty"`
+	Backoff uint8 `json:"backoff,omitempty"`
+	// Options are those that both ends agreed on: "timestamps", "sack", "wscale",
+	// "ecn", "syn_data".
+	Options []string `json:"options,omitempty"`
+	// SndWnd is the window that the peer offers, in bytes; 0 before Linux 5.4.
+	SndWnd uint32 `json:"snd_wnd,omitempty"`
 }
 
 // Owner is the process that holds a socket.
@@ -106,6 +160,10 @@ type Conntrack struct {
 	EarlyDrop    uint64 `json:"early_drop"`
 	InsertFailed uint64 `json:"insert_failed"`
 	Invalid      uint64 `json:"invalid"`
+	// Found, Error and SearchRestart are sums like these.
+	Found         uint64 `json:"found,omitempty"`
+	Error         uint64 `json:"error,omitempty"`
+	SearchRestart uint64 `json:"search_restart,omitempty"`
 	// TopTalkers are the sources with most entries, largest first.
 	TopTalkers []Talker `json:"top_talkers,omitempty"`
 	// Sampled is the number of entries that TopTalkers was counted from; less

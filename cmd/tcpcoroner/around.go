@@ -67,6 +67,7 @@ func (d *daemon) metrics() []exporter.Metric {
 	if t := d.prober.status(); t == nil || t.OK {
 		healthy = 1
 	}
+	kernel := backend{d}.kernel()
 	return []exporter.Metric{
 		count("packets", "{packet}", "packets seen", s.Seen),
 		count("resets", "{packet}", "TCP segments with RST, each once", s.Resets),
@@ -78,6 +79,9 @@ func (d *daemon) metrics() []exporter.Metric {
 		gauge("held", "s", "time between the oldest and the newest packet in memory", s.Newest.Sub(s.Oldest).Seconds()),
 		gauge("memory", "By", "memory in use of recorder.memory", float64(s.Memory)),
 		gauge("cpu", "s", "CPU time of the recording thread", s.CPU.Seconds()),
+		count("kernel.events", "{event}", "events that the kernel told of resets", kernel.Events),
+		count("kernel.suppressed", "{event}", "events of the kernel that were only counted", kernel.Suppressed),
+		count("kernel.lost", "{event}", "events of the kernel that found no room", kernel.Lost),
 		gauge("self_test", "1", "1 if the last self-test was seen", healthy),
 	}
 }

@@ -107,7 +107,7 @@ func (b backend) Status(context.Context) (api.Status, error) {
 	d := b.d
 	s := api.Status{
 		Schema: api.SchemaStatus, Version: version, PID: os.Getpid(), Started: d.started.UTC(), Host: d.host,
-		Recorder: b.recorder(), Incidents: b.incidents(), Export: b.export(),
+		Recorder: b.recorder(), Kernel: b.kernel(), Incidents: b.incidents(), Export: b.export(),
 	}
 	for _, t := range d.triggers.State(time.Now()) {
 		s.Triggers = append(s.Triggers, triggerStatus(t))
@@ -117,6 +117,7 @@ func (b backend) Status(context.Context) (api.Status, error) {
 	}
 	s.Missing = append(s.Missing, d.prober.missing()...)
 	s.Missing = append(s.Missing, b.unread()...)
+	s.Missing = append(s.Missing, kernelMissing(&s.Kernel)...)
 	s.Problems = b.problems(&s)
 	s.Healthy = len(s.Problems) == 0
 	return s, nil
@@ -164,6 +165,38 @@ func (b backend) recorder() api.RecorderStatus {
 		CPUSeconds: s.CPU.Seconds(), CPUBudget: float64(d.cfg.Recorder.CPU) / 100,
 		Gaps: s.Gaps, GapsLost: s.Lost, HoldSeconds: s.HoldTime.Seconds(), SelfTest: d.prober.status(),
 	}
+}
+
+func (b backend) kernel() api.KernelStatus {
+	level, s := b.d.kernel.Level(), b.d.kernel.Stats()
+	k := api.KernelStatus{
+		Level: level.Name, Why: level.Why, Raise: level.Raise, Hooks: level.Hooks, Lost: s.Lost,
+		Owners: s.Owners, OwnersFailed: s.OwnersFailed, Graves: s.Graves, MapBytes: s.MapBytes,
+	}
+	for _, n := range s.Events {
+		k.Events += n
+	}
+	for _, n := range s.Suppressed {
+		k.Suppressed += n
+	}
+	for _, p := range s.Programs {
+		k.CPUSeconds += p.Time.Seconds()
+	}
+	return k
+}
+
+// kernelMissing is what the kernel does not tell here.
+func kernelMissing(k *api.KernelStatus) (list []evidence.Missing) {
+	if k.Level != evidence.LevelFull {
+		list = append(list, evidence.Missing{What: "kernel evidence", Why: "level " + k.Level + ": " + k.Why, Fix: k.Raise})
+	}
+	if k.Lost > 0 {
+		list = append(list, evidence.Missing{What: "kernel evidence", Why: fmt.Sprintf("%d events found no room", k.Lost)})
+	}
+	if k.OwnersFailed > 0 {
+		list = append(list, evidence.Missing{What: "owners of sockets", Why: fmt.Sprintf("%d sockets found no room in the table of owners", k.OwnersFailed)})
+	}
+	return list
 }
 
 func (b backend) incidents() api.IncidentsStatus {

@@ -16,6 +16,7 @@ import (
 	"github.com/goccy/go-yaml/parser"
 	"github.com/goccy/go-yaml/token"
 
+	"tcpcoroner/evidence"
 	"tcpcoroner/triggers"
 )
 
@@ -39,6 +40,8 @@ type recorderConfig struct {
 	Discover   bool     `yaml:"discover_namespaces"`
 	Overlay    bool     `yaml:"overlay"`
 	SelfTest   duration `yaml:"self_test"`
+	// Kernel is the most that is asked of the kernel itself.
+	Kernel string `yaml:"kernel"`
 }
 
 type windowConfig struct {
@@ -106,7 +109,7 @@ type storeConfig struct {
 // defaultConfig is what runs without a file; packaging/config says the same.
 func defaultConfig() config {
 	var c config
-	c.Recorder = recorderConfig{Age: duration(10 * time.Minute), CPU: 2, Namespaces: []string{}, SelfTest: duration(time.Minute)}
+	c.Recorder = recorderConfig{Age: duration(10 * time.Minute), CPU: 2, Namespaces: []string{}, SelfTest: duration(time.Minute), Kernel: evidence.LevelFull}
 	c.Window = windowConfig{Before: duration(30 * time.Second), After: duration(5 * time.Second), Max: duration(30 * time.Second)}
 	r, ct, l := triggers.DefaultResets(), triggers.DefaultConntrack(), triggers.DefaultListen()
 	c.Triggers = triggersConfig{
@@ -118,6 +121,9 @@ func defaultConfig() config {
 	c.Store = storeConfig{MaxAge: duration(30 * 24 * time.Hour), MaxBytes: 2 << 30}
 	return c
 }
+
+// kernelLevels are the values of recorder.kernel.
+var kernelLevels = []string{evidence.LevelFull, evidence.LevelReasons, evidence.LevelTuples, evidence.LevelPackets}
 
 // defaultConfigFile is read where it exists; one given by --config must exist.
 const defaultConfigFile = "/etc/tcpcoroner/tcpcoroner.yaml"
@@ -215,6 +221,7 @@ func (c *config) validate() error {
 	check(r.Memory == 0 || r.Ring == 0 || r.Ring <= r.Memory/2, "recorder.ring", r.Ring, fmt.Sprintf("at most half of recorder.memory, which is %v", r.Memory))
 	check(r.CPU >= 0 && r.CPU <= 100, "recorder.cpu", r.CPU, "from 0% (no bound) to 100% of one core")
 	check(r.SelfTest == 0 || r.SelfTest >= duration(time.Second), "recorder.self_test", r.SelfTest, "0s (never), or 1s or more")
+	check(slices.Contains(kernelLevels, r.Kernel), "recorder.kernel", r.Kernel, strings.Join(kernelLevels, ", "))
 	check(r.Age >= duration(time.Second), "recorder.age", r.Age, "1s or more")
 	check(w.Before >= 0 && w.Before <= duration(time.Hour), "window.before", w.Before, "from 0s to 1h")
 	check(w.After >= duration(time.Second), "window.after", w.After, "1s or more")

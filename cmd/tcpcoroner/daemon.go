@@ -16,6 +16,8 @@ import (
 	"tcpcoroner/exporter/api"
 	"tcpcoroner/recorder"
 	"tcpcoroner/recorder/afpacket"
+	"tcpcoroner/recorder/kernel"
+	"tcpcoroner/recorder/logs"
 	"tcpcoroner/recorder/snapshot"
 	"tcpcoroner/recorder/store"
 	"tcpcoroner/triggers"
@@ -36,6 +38,8 @@ type daemon struct {
 	prober   *prober
 	spaces   *namespaces
 	taker    *snapshot.Taker
+	kernel   *kernel.Kernel
+	logs     *logs.Reader
 	store    *store.Store
 	exporter *exporter.Exporter
 	triggers *triggers.Set
@@ -69,6 +73,7 @@ func (d *daemon) open(ctx context.Context, socket string) (err error) {
 		return err
 	}
 	d.taker = snapshot.New(snapshot.Config{})
+	d.logs = logs.New(logs.Config{})
 	d.history.span = time.Duration(d.cfg.Window.Before+d.cfg.Window.Max) + 10*time.Second
 	d.exporter, err = exporter.New(ctx, exporter.Config{
 		Version: version, Host: d.host, Outbox: d.store, Load: d.store.Get, Metrics: d.metrics,
@@ -77,6 +82,9 @@ func (d *daemon) open(ctx context.Context, socket string) (err error) {
 		return err
 	}
 	if err := d.openRecorder(); err != nil {
+		return err
+	}
+	if err := d.openKernel(); err != nil {
 		return err
 	}
 	d.triggers = d.watches()
@@ -174,6 +182,7 @@ func (d *daemon) newKeeper() *keeper {
 		stopping: make(chan struct{}),
 		look:     d.look,
 		base:     d.history.before,
+		gather:   d.gather,
 		hold:     d.hold,
 		put: func(inc *evidence.Incident, chunks iter.Seq2[[]byte, error]) error {
 			return d.store.Put(inc, chunks, d.exporter.Signals()...)
@@ -245,6 +254,7 @@ func (d *daemon) run(ctx context.Context, ready func()) error {
 	d.sample(time.Now()) // before the first packet: see counterHistory
 	serving, recording := &parts{ended: cancel}, &parts{ended: cancel}
 	recording.run(func() error { return d.recorder.Run(capturing, d.source) })
+	recording.run(func() error { return d.runKernel(capturing) })
 	serving.run(func() error { return d.server.Run(ctx) })
 	serving.run(func() error { return d.exporter.Run(ctx) })
 	serving.run(func() error { return d.watch(ctx, ready) })
@@ -286,6 +296,9 @@ func (d *daemon) close() error {
 	}
 	if d.server != nil {
 		errs = append(errs, d.server.Close())
+	}
+	if d.kernel != nil {
+		errs = append(errs, d.kernel.Close())
 	}
 	if d.taker != nil {
 		errs = append(errs, d.taker.Close())

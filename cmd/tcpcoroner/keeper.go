@@ -31,6 +31,8 @@ type keeper struct {
 	// look takes a snapshot, base finds the counters from before a time.
 	look func() *evidence.Snapshot
 	base func(at time.Time) evidence.Counters
+	// gather adds what kernel and logs tell of a window.
+	gather func(inc *evidence.Incident, from, to time.Time)
 	// hold keeps the packets since a time from being forgotten.
 	hold func(from time.Time) (held, error)
 	put  func(*evidence.Incident, iter.Seq2[[]byte, error]) error
@@ -240,6 +242,7 @@ func (k *keeper) conclude(o *openIncident, kept held, from time.Time) error {
 	if err := kept.Until(ctx, to); err != nil {
 		return err
 	}
+	k.gather(inc, from, to)
 	k.concluding.Lock()
 	defer k.concluding.Unlock()
 	inc.Window, inc.Closed = kept.Window(), to

@@ -33,6 +33,7 @@ func (l *ledger) note(what string) {
 
 func (l *ledger) keeper() *keeper {
 	return &keeper{
+		gather: func(*evidence.Incident, time.Time, time.Time) {},
 		before: 30 * time.Second, after: 5 * time.Second, max: time.Minute, stopping: make(chan struct{}),
 		look: func() *evidence.Snapshot { l.note("look"); return &evidence.Snapshot{} },
 		base: func(time.Time) evidence.Counters { return evidence.Counters{} },

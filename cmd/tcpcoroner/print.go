@@ -24,6 +24,7 @@ func writeStatus(w io.Writer, s *api.Status) error {
 	line("health", "%s", health)
 	line("daemon", "version %s, pid %d, up %s on %s", s.Version, s.PID, time.Since(s.Started).Round(time.Second), s.Host.Name)
 	writeRecorder(line, &s.Recorder, time.Since(s.Started))
+	line("kernel", "%s", kernelLine(&s.Kernel))
 	for _, g := range s.Triggers {
 		line("trigger "+g.Name, "%s", triggerLine(&g))
 	}
@@ -73,6 +74,22 @@ func writeRecorder(line printLine, r *api.RecorderStatus, up time.Duration) {
 		}
 		line("self-test", "%s at %s: %s", verdict, t.Time.UTC().Format(stampUTC), t.Text)
 	}
+}
+
+// kernelLine tells what the kernel itself tells.
+func kernelLine(k *api.KernelStatus) string {
+	text := fmt.Sprintf("level %s; %s events", k.Level, humanize.Comma(int64(k.Events)))
+	if k.Suppressed > 0 {
+		text += fmt.Sprintf(", %s more only counted", humanize.Comma(int64(k.Suppressed)))
+	}
+	if k.Lost > 0 {
+		text += fmt.Sprintf(", %s lost", humanize.Comma(int64(k.Lost)))
+	}
+	text += fmt.Sprintf("; owners of %s sockets known, %s of kernel memory", humanize.Comma(int64(k.Owners)), humanize.IBytes(k.MapBytes))
+	if k.CPUSeconds > 0 {
+		text += fmt.Sprintf("; programs ran %.2f s", k.CPUSeconds)
+	}
+	return text
 }
 
 // stampUTC is a moment as the list of incidents shows it.

@@ -17,6 +17,7 @@ type Status struct {
 	Healthy   bool               `json:"healthy"`
 	Problems  []string           `json:"problems,omitempty"`
 	Recorder  RecorderStatus     `json:"recorder"`
+	Kernel    KernelStatus       `json:"kernel"`
 	Triggers  []TriggerStatus    `json:"triggers"`
 	Incidents IncidentsStatus    `json:"incidents"`
 	Export    ExportStatus       `json:"export"`
@@ -76,6 +77,30 @@ type RecorderStatus struct {
 	HoldSeconds float64 `json:"hold_seconds"`
 	// SelfTest is the last one; nil before the first, and if there are none.
 	SelfTest *SelfTestStatus `json:"self_test,omitempty"`
+}
+
+// KernelStatus tells what the kernel itself tells of resets, by eBPF.
+type KernelStatus struct {
+	// Level is "full", "reasons", "tuples" or "packets", Why what holds it back and
+	// Raise what would lift it; Hooks are the places that are or are not watched.
+	Level string                `json:"level"`
+	Why   string                `json:"why,omitempty"`
+	Raise string                `json:"raise,omitempty"`
+	Hooks []evidence.KernelHook `json:"hooks,omitempty"`
+	// Events were described since the daemon's start, Suppressed ones came too fast
+	// and were counted, Lost ones found no room.
+	Events     uint64 `json:"events"`
+	Suppressed uint64 `json:"suppressed"`
+	Lost       uint64 `json:"lost"`
+	// Owners are the live sockets whose process is known, OwnersFailed those that
+	// found no room, Graves the sockets that were seen to die.
+	Owners       uint64 `json:"owners"`
+	OwnersFailed uint64 `json:"owners_failed"`
+	Graves       uint64 `json:"graves"`
+	// MapBytes is memory of the kernel; CPUSeconds the programs' run time, 0 unless
+	// it is measured (sysctl kernel.bpf_stats_enabled).
+	MapBytes   uint64  `json:"map_bytes"`
+	CPUSeconds float64 `json:"cpu_seconds"`
 }
 
 // SelfTestStatus tells whether capture and counters saw a reset that was made on

@@ -18,20 +18,22 @@ import (
 // mayImport is the star: which of our packages each package may import.
 // Test files are free. Only the command, which wires them, imports many.
 var mayImport = map[string][]string{
-	"evidence":          {},
-	"verdict":           {"evidence"},
-	"recorder":          {"evidence"},
-	"recorder/afpacket": {"evidence", "recorder"}, // it implements recorder's Source
-	"recorder/kernel":   {"evidence"},
-	"recorder/logs":     {"evidence"},
-	"recorder/snapshot": {"evidence"},
-	"recorder/store":    {"evidence"},
-	"triggers":          {"evidence"},
-	"exporter":          {"evidence"},
-	"exporter/api":      {"evidence"},
-	"exporter/pcapng":   {"evidence"},
-	"exporter/report":   {"evidence"},
-	"internal/netlab":   {},
+	"evidence":           {},
+	"verdict":            {"evidence"},
+	"recorder":           {"evidence"},
+	"recorder/afpacket":  {"evidence", "recorder"}, // it implements recorder's Source
+	"recorder/kernel":    {"evidence"},
+	"recorder/logs":      {"evidence"},
+	"recorder/snapshot":  {"evidence"},
+	"recorder/store":     {"evidence"},
+	"triggers":           {"evidence"},
+	"exporter":           {"evidence"},
+	"exporter/api":       {"evidence"},
+	"exporter/labformat": {"evidence"},
+	"exporter/pcapng":    {"evidence"},
+	"exporter/report":    {"evidence"},
+	"internal/netlab":    {},
+	"internal/scenes":    {},
 	// The benchmark is a program of its own.
 	"internal/bench":      {"internal/bench/gen", "internal/bench/wire"},
 	"internal/bench/gen":  {},
@@ -44,7 +46,7 @@ var pure = []string{"evidence", "verdict"}
 
 // unshipped are for tests and the benchmark alone (docs/design.md).
 var unshipped = []string{
-	module + "/internal/", "github.com/cilium/ebpf", "github.com/google/go-cmp", "github.com/mdlayher/netlink", "github.com/ti-mo/conntrack",
+	module + "/internal/", "github.com/google/go-cmp",
 }
 
 const (

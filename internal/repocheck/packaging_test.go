@@ -12,7 +12,7 @@ import (
 )
 
 // capabilities are those that docs and tests account for, one by one.
-const capabilities = "CAP_NET_RAW CAP_NET_ADMIN CAP_SYS_PTRACE CAP_DAC_READ_SEARCH"
+const capabilities = "CAP_NET_RAW CAP_NET_ADMIN CAP_SYS_PTRACE CAP_DAC_READ_SEARCH CAP_BPF CAP_PERFMON"
 
 // tooNew are settings that systemd 252 (Debian 12) does not know. Of an
 // unknown key it only warns, so the unit would silently be another one there.

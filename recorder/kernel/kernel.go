@@ -1,0 +1,240 @@
+package kernel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/ringbuf"
+
+	"tcpcoroner/evidence"
+)
+
+// Config says how much to watch and to keep.
+type Config struct {
+	// Level is the most that is used of what the kernel offers, one of the Level
+	// constants of evidence.
+	Level string
+	// Keep is how long events are kept, MaxEvents how many at most.
+	Keep      time.Duration
+	MaxEvents int
+	// MaxOwners bounds the live sockets whose owner is known: 16 bytes each, and
+	// some 100 more for one that is in use.
+	MaxOwners uint32
+	// Rate is the number of events a second that each CPU may describe of each
+	// kind, Burst how many at once. Those beyond are counted.
+	Rate, Burst uint32
+	// ProgramStats makes the kernel measure the programs' run time, of all BPF
+	// programs on the host, for some 20 ns a run.
+	ProgramStats bool
+	// ProcRoot, CgroupRoot and BTFRoot are the mount points of proc(5), of cgroups(7)
+	// and the directory with a file for each module that has BTF.
+	ProcRoot, CgroupRoot, BTFRoot string
+}
+
+// DefaultConfig is what a daemon wants.
+func DefaultConfig() Config {
+	return Config{
+		Level: evidence.LevelFull, Keep: 5 * time.Minute, MaxEvents: 16384,
+		MaxOwners: 1 << 18, Rate: 200, Burst: 200,
+		ProcRoot: "/proc", CgroupRoot: "/sys/fs/cgroup", BTFRoot: "/sys/kernel/btf",
+	}
+}
+
+// Validate names the first field that makes no sense.
+func (c Config) Validate() error {
+	switch {
+	case levelRank(c.Level) < 0:
+		return fmt.Errorf("level %q: want full, reasons, tuples or packets", c.Level)
+	case c.Keep <= 0:
+		return fmt.Errorf("keep %v: want more than 0", c.Keep)
+	case c.MaxEvents < 1:
+		return fmt.Errorf("max events %d: want at least 1", c.MaxEvents)
+	case c.MaxOwners < 1:
+		return fmt.Errorf("max owners %d: want at least 1", c.MaxOwners)
+	case c.Rate < 1 || c.Rate > 1e6:
+		return fmt.Errorf("rate %d events/s: want 1 to 1000000", c.Rate)
+	case c.Burst < 1 || c.Burst > 1e6:
+		return fmt.Errorf("burst %d events: want 1 to 1000000", c.Burst)
+	}
+	return nil
+}
+
+// Kernel is the set of attached programs and what they told. Its methods may be
+// called from several goroutines.
+type Kernel struct {
+	cfg   Config
+	spec  *ebpf.CollectionSpec
+	types *btf.Cache // nil after Open
+	maps  map[string]*ebpf.Map
+	ring  *ringbuf.Reader
+	clock *clock
+	procs *processes
+	dec   decoder
+	kept  keeper
+
+	// mu guards what a module that is loaded later changes, and Close.
+	mu      sync.Mutex
+	state   state
+	hooks   []evidence.KernelHook
+	later   []hook
+	progs   []program
+	closers []io.Closer
+	closed  bool
+}
+
+// program is a loaded program and the name of the hook that it sits on.
+type program struct {
+	name string
+	*ebpf.Program
+}
+
+// Open loads the programs, attaches them and looks up who owns the sockets that
+// are there already. It fails only for a configuration that makes no sense: what
+// this kernel or this user is not allowed lowers the Level, which says why.
+func Open(cfg Config) (*Kernel, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("configure kernel evidence: %w", err)
+	}
+	k := &Kernel{cfg: cfg, clock: newClock(readClocks), procs: newProcesses(cfg.ProcRoot, cfg.CgroupRoot)}
+	k.kept = keeper{max: cfg.MaxEvents, age: cfg.Keep}
+	k.dec = decoder{clock: k.clock, hz: ticksPerSecond(), symbols: newSymbols(cfg.ProcRoot)}
+	if cfg.Level == evidence.LevelPackets {
+		return k, nil
+	}
+	if err := k.load(); err != nil {
+		k.state.broken = err
+		return k, nil
+	}
+	k.attachAll()
+	k.seed()
+	k.procs.walk()
+	k.types = nil // some megabytes that are needed no more
+	return k, nil
+}
+
+// Run takes the events from the kernel until ctx ends. It is called once.
+func (k *Kernel) Run(ctx context.Context) error {
+	if k.ring == nil {
+		<-ctx.Done()
+		return nil
+	}
+	stop := context.AfterFunc(ctx, func() { k.ring.Close() })
+	defer stop()
+	next := time.Now().Add(time.Second)
+	k.ring.SetDeadline(next)
+	var rec ringbuf.Record
+	for {
+		err := k.ring.ReadInto(&rec)
+		switch {
+		case errors.Is(err, ringbuf.ErrClosed):
+			return nil
+		case err == nil:
+			k.take(rec.RawSample)
+		case !errors.Is(err, os.ErrDeadlineExceeded):
+			return fmt.Errorf("read events of the kernel: %w", err)
+		}
+		if now := time.Now(); !now.Before(next) {
+			k.tick(now)
+			next = now.Add(time.Second)
+			k.ring.SetDeadline(next)
+		}
+	}
+}
+
+// take decodes one event and keeps it. It does not keep sample.
+func (k *Kernel) take(sample []byte) {
+	raw, err := parseEvent(sample)
+	if err != nil {
+		k.kept.undecodable()
+		return
+	}
+	e := k.dec.event(&raw)
+	k.procs.fill(e.Owner, raw.Owner)
+	k.procs.fill(e.Actor, raw.Actor)
+	k.procs.fill(e.LastListener, raw.Listener)
+	if e.Grave != nil {
+		k.procs.fill(e.Grave.Owner, raw.Grave.Owner)
+	}
+	e.SocketCgroup = k.procs.cgroup(raw.Cgroup)
+	k.kept.add(e)
+}
+
+// tick is the work of each second.
+func (k *Kernel) tick(now time.Time) {
+	k.clock.measure()
+	k.drain(now)
+	k.procs.tick(now)
+	k.kept.expire(now)
+	k.attachLater()
+}
+
+// drain takes the suppressed events' counts out of the kernel. An event that is
+// counted meanwhile may be lost to this table; Stats has exact totals.
+func (k *Kernel) drain(now time.Time) {
+	var key bpfSuppressedKey
+	var all []bpfSuppressedKey
+	for it := k.maps[bpfMapSuppressed].Iterate(); it.Next(&key, new(uint64)); {
+		all = append(all, key)
+	}
+	for _, key := range all {
+		var n uint64
+		if k.maps[bpfMapSuppressed].LookupAndDelete(key, &n) == nil && n > 0 {
+			k.kept.suppress(k.dec.suppressed(key, n, now))
+		}
+	}
+}
+
+// Events returns the kept events from from to to, in the order of time. The slice
+// is the caller's; the owners in it are shared and must not be written.
+func (k *Kernel) Events(from, to time.Time) []evidence.KernelEvent { return k.kept.events(from, to) }
+
+// Suppressed returns the counts of events that were not described, of the seconds
+// that touch from to to. The slice is the caller's.
+func (k *Kernel) Suppressed(from, to time.Time) []evidence.KernelSuppressed {
+	return k.kept.uncounted(from, to)
+}
+
+// OwnerByCookie is the owner of a live socket and how it is known; the cookie is
+// that of SO_COOKIE and of inet_diag.
+func (k *Kernel) OwnerByCookie(cookie uint64) (owner evidence.Owner, via string, ok bool) {
+	owners := k.maps[bpfMapOwners]
+	var raw bpfOwner
+	if owners == nil || owners.Lookup(cookie, &raw) != nil {
+		return evidence.Owner{}, "", false
+	}
+	o := k.dec.owner(raw)
+	k.procs.fill(o, raw)
+	return *o, viaNames.name(raw.Via), true
+}
+
+// Level tells what this kernel gives, and what would raise it.
+func (k *Kernel) Level() evidence.KernelLevel {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	l := levelOf(k.cfg.Level, k.state)
+	l.Hooks = append([]evidence.KernelHook(nil), k.hooks...)
+	return l
+}
+
+// Close detaches the programs and frees their maps. It does not wait for Run,
+// which ends by itself. Closing again does nothing.
+func (k *Kernel) Close() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.closed {
+		return nil
+	}
+	k.closed = true
+	var errs []error
+	for i := len(k.closers) - 1; i >= 0; i-- {
+		errs = append(errs, k.closers[i].Close())
+	}
+	return errors.Join(errs...)
+}
