@@ -102,6 +102,8 @@ type Answer struct {
 	// Accepted counts SYN/ACKs, Refused RSTs in answer to a SYN, further sightings
 	// left out.
 	Accepted, Refused int
+	// Alternations counts the changes between the two.
+	Alternations int
 	// FirstAccepted and LastAccepted are when; zero if none was.
 	FirstAccepted, LastAccepted time.Time
 }

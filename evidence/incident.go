@@ -7,7 +7,7 @@ import (
 
 // Firing is one trigger crossing its threshold. It states the numbers.
 type Firing struct {
-	// Trigger is "resets", "conntrack", "listen" or "manual".
+	// Trigger is the name of the trigger: "resets", "conntrack", "manual", ...
 	Trigger string    `json:"trigger"`
 	Time    time.Time `json:"time"`
 	// Expression is the rule in words, Value what was measured, Threshold what

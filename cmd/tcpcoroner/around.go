@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"time"
 
@@ -16,6 +17,19 @@ const aroundEvery = 10 * time.Second
 type around struct {
 	at     time.Time
 	losses map[uint32]uint64
+	// watched is when ruleset and settings were last remembered.
+	watched time.Time
+}
+
+// watchEvery is how often ruleset and settings are looked at, so that an incident
+// can tell what changed.
+const watchEvery = time.Minute
+
+// watchChanges leaves to the snapshot of an incident to tell what it could not read.
+func (d *daemon) watchChanges() {
+	ctx, cancel := context.WithTimeout(context.Background(), snapshotTime)
+	defer cancel()
+	_ = d.taker.Watch(ctx)
 }
 
 // lookAround notes what interfaces lost since the last look as gaps, and attaches
@@ -27,6 +41,10 @@ func (d *daemon) lookAround(now time.Time) {
 	d.noteInterfaceLosses(now)
 	d.spaces.look()
 	d.around.at = now
+	if now.Sub(d.around.watched) >= watchEvery {
+		d.around.watched = now
+		d.watchChanges()
+	}
 }
 
 // noteInterfaceLosses: what a network card had no room for, no capture can see.

@@ -7,6 +7,7 @@ import (
 	"iter"
 	"log/slog"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -46,6 +47,9 @@ type daemon struct {
 	keeper   *keeper
 	server   *api.Server
 	history  counterHistory
+	timeline *snapshot.Timeline
+	// tracking is the state of connection tracking at the last tick: of the watch.
+	tracking tracking
 	around   around
 	// pulling is held while a stored window is read and sent, which takes some
 	// memory: a few at a time. Incidents never wait for it.
@@ -72,7 +76,8 @@ func (d *daemon) open(ctx context.Context, socket string) (err error) {
 	if err != nil {
 		return err
 	}
-	d.taker = snapshot.New(snapshot.Config{})
+	d.taker = snapshot.New(snapshot.Config{Redact: func(argv []string) string { return logs.Redact(strings.Join(argv, " ")) }})
+	d.timeline = snapshot.NewTimeline(d.host.NetNS, int(time.Duration(d.cfg.Recorder.Age)/tick)+1)
 	d.logs = logs.New(logs.Config{})
 	d.history.span = time.Duration(d.cfg.Window.Before+d.cfg.Window.Max) + 10*time.Second
 	d.exporter, err = exporter.New(ctx, exporter.Config{
@@ -135,14 +140,18 @@ func (d *daemon) watches() *triggers.Set {
 	)
 }
 
-// conntrack reads the table's level. Without its drop counters the level is
-// still worth watching.
+// tracking is one look at connection tracking. Without its drop counters the
+// level is still worth watching.
+type tracking struct {
+	state *evidence.Conntrack
+	err   error
+}
+
 func (d *daemon) conntrack() (*evidence.Conntrack, error) {
-	ct, err := d.taker.Conntrack()
-	if ct != nil {
-		return ct, nil
+	if d.tracking.state != nil {
+		return d.tracking.state, nil
 	}
-	return nil, err
+	return nil, d.tracking.err
 }
 
 // listeners lists the listeners, those with a full accept queue with owners.
@@ -194,10 +203,12 @@ func (d *daemon) newKeeper() *keeper {
 	}
 }
 
-func (d *daemon) look() *evidence.Snapshot {
+// look takes a snapshot for the sake of the resets that the kernel told of since a
+// time.
+func (d *daemon) look(since time.Time) *evidence.Snapshot {
 	ctx, cancel := context.WithTimeout(context.Background(), snapshotTime)
 	defer cancel()
-	return d.taker.Take(ctx)
+	return d.taker.TakeFor(ctx, implicated(d.kernelEvents(since, time.Now())))
 }
 
 // heap is what the program may take beside the recorder's memory before the

@@ -8,6 +8,7 @@ import (
 	"tcpcoroner/evidence"
 	"tcpcoroner/recorder/kernel"
 	"tcpcoroner/recorder/logs"
+	"tcpcoroner/recorder/snapshot"
 )
 
 const (
@@ -51,6 +52,9 @@ func (d *daemon) gather(inc *evidence.Incident, from, to time.Time) {
 	defer cancel()
 	lines, missing := d.logs.Around(ctx, logQuery(inc, from, to))
 	inc.Logs = lines
+	if s := d.timeline.Window(from, to); len(s.Times) > 0 {
+		inc.Series = &s
+	}
 	if inc.After != nil {
 		inc.After.Missing = append(inc.After.Missing, missing...)
 	}
@@ -131,4 +135,23 @@ func logQuery(inc *evidence.Incident, from, to time.Time) logs.Query {
 		}
 	}
 	return q
+}
+
+// implicated are the connections and processes that the kernel's events tell of.
+func implicated(all []evidence.KernelEvent) (some snapshot.Implicated) {
+	flows, pids := map[evidence.FlowKey]bool{}, map[int]bool{}
+	for i := range all {
+		e := &all[i]
+		if k := evidence.NewFlowKey(e.Local, e.Remote); e.Remote.IsValid() && !flows[k] {
+			flows[k] = true
+			some.Tuples = append(some.Tuples, k)
+		}
+		for _, o := range []*evidence.Owner{e.Owner, e.Actor, e.LastListener} {
+			if o != nil && !pids[o.PID] {
+				pids[o.PID] = true
+				some.PIDs = append(some.PIDs, o.PID)
+			}
+		}
+	}
+	return some
 }

@@ -28,8 +28,9 @@ type keeper struct {
 	host               evidence.Host
 	version            string
 
-	// look takes a snapshot, base finds the counters from before a time.
-	look func() *evidence.Snapshot
+	// look takes a snapshot, with what has to do with the resets since a time; base
+	// finds the counters from before one.
+	look func(since time.Time) *evidence.Snapshot
 	base func(at time.Time) evidence.Counters
 	// gather adds what kernel and logs tell of a window.
 	gather func(inc *evidence.Incident, from, to time.Time)
@@ -177,7 +178,7 @@ func (k *keeper) run(o *openIncident) {
 	defer close(o.done)
 	from := o.inc.Time.Add(-k.before)
 	kept, err := k.hold(from)
-	o.inc.At = k.look()
+	o.inc.At = k.look(o.inc.Time.Add(-recently))
 	k.postRoll(o)
 	if o.err = err; err == nil {
 		o.err = k.conclude(o, kept, from)
@@ -226,6 +227,9 @@ func (k *keeper) shut(o *openIncident) {
 	}
 }
 
+// recently is how long before a firing its resets may lie.
+const recently = 10 * time.Second
+
 // freezeTime bounds how long an incident waits for its last packets.
 const freezeTime = 5 * time.Second
 
@@ -236,7 +240,7 @@ func (k *keeper) conclude(o *openIncident, kept held, from time.Time) error {
 	inc.Before = k.base(from)
 	// The counters are read after the window's end, so that they cover every
 	// RST in it: the ledger may only err towards doubt.
-	inc.After = k.look()
+	inc.After = k.look(inc.Time.Add(-recently))
 	ctx, cancel := context.WithTimeout(context.Background(), freezeTime)
 	defer cancel()
 	if err := kept.Until(ctx, to); err != nil {

@@ -35,7 +35,7 @@ func (l *ledger) keeper() *keeper {
 	return &keeper{
 		gather: func(*evidence.Incident, time.Time, time.Time) {},
 		before: 30 * time.Second, after: 5 * time.Second, max: time.Minute, stopping: make(chan struct{}),
-		look: func() *evidence.Snapshot { l.note("look"); return &evidence.Snapshot{} },
+		look: func(time.Time) *evidence.Snapshot { l.note("look"); return &evidence.Snapshot{} },
 		base: func(time.Time) evidence.Counters { return evidence.Counters{} },
 		hold: func(from time.Time) (held, error) {
 			l.note("hold")

@@ -64,6 +64,10 @@ func (d *daemon) sample(now time.Time) {
 	c, err := d.taker.Counters()
 	c.Time = now
 	d.history.add(c, err)
+	d.tracking.state, d.tracking.err = d.taker.Conntrack()
+	if err == nil {
+		d.timeline.Add(c, d.tracking.state)
+	}
 }
 
 func (d *daemon) retain(now time.Time) {

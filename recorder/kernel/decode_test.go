@@ -93,6 +93,23 @@ func TestEvent(t *testing.T) {
 	}
 }
 
+// A socket that is destroyed before the event still has its owner, but not that of
+// another socket which had the tuple before.
+func TestOwnerOutOfTheGrave(t *testing.T) {
+	for cookie, want := range map[uint64]int{77: 42, 78: 0, 0: 0} {
+		r := killedUnread()
+		r.Grave.Died, r.Grave.Cookie, r.Grave.Owner = 4e9, cookie, r.Owner
+		r.Owner = bpfOwner{}
+		if cookie == 0 {
+			r.Cookie = 0
+		}
+		e := testDecoder().event(&r)
+		if pidOf(e.Owner) != want || pidOf(e.Grave.Owner) != 42 {
+			t.Errorf("grave of %d: owner %+v by %q, want %d", cookie, e.Owner, e.Via, want)
+		}
+	}
+}
+
 func TestParseEventRefuses(t *testing.T) {
 	whole := make([]byte, binary.Size(bpfEvent{}))
 	for what, b := range map[string][]byte{

@@ -22,7 +22,9 @@ var ErrNoConntrack = errors.New("no connection tracking: the kernel module nf_co
 // counters of all CPUs, from netlink or, without CAP_NET_ADMIN, from
 // /proc/net/stat. If only the counters could not be read, it returns both the
 // table and an error. It does not list entries.
-func (t *Taker) Conntrack() (*evidence.Conntrack, error) {
+func (t *Taker) Conntrack() (*evidence.Conntrack, error) { return within(t, t.conntrack) }
+
+func (t *Taker) conntrack() (*evidence.Conntrack, error) {
 	count, err := t.number("sys/net/netfilter/nf_conntrack_count")
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, ErrNoConntrack
@@ -62,7 +64,7 @@ const (
 )
 
 func ctRequest(typ uint16) request {
-	return request{unix.NETLINK_NETFILTER, typ, make([]byte, nfgenLen)}
+	return request{family: unix.NETLINK_NETFILTER, typ: typ, body: make([]byte, nfgenLen)}
 }
 
 // ctCounters sums the counters, one message for each CPU.
@@ -78,6 +80,7 @@ func (t *Taker) ctCounters(ct *evidence.Conntrack) error {
 		return err
 	}
 	ct.Invalid, ct.InsertFailed, ct.Drop, ct.EarlyDrop = sum.Invalid, sum.InsertFailed, sum.Drop, sum.EarlyDrop
+	ct.Found, ct.Error, ct.SearchRestart = sum.Found, sum.Error, sum.SearchRestart
 	return nil
 }
 
@@ -92,6 +95,8 @@ func parseCTCounters(b []byte, sum *evidence.Conntrack) {
 		}
 		n := uint64(binary.BigEndian.Uint32(value))
 		switch typ {
+		case 2: // CTA_STATS_FOUND
+			sum.Found += n
 		case 4: // CTA_STATS_INVALID
 			sum.Invalid += n
 		case 9: // CTA_STATS_INSERT_FAILED
@@ -100,6 +105,10 @@ func parseCTCounters(b []byte, sum *evidence.Conntrack) {
 			sum.Drop += n
 		case 11: // CTA_STATS_EARLY_DROP
 			sum.EarlyDrop += n
+		case 12: // CTA_STATS_ERROR
+			sum.Error += n
+		case 13: // CTA_STATS_SEARCH_RESTART
+			sum.SearchRestart += n
 		}
 	}
 }
@@ -118,6 +127,7 @@ func parseCTStat(text string, ct *evidence.Conntrack) bool {
 		}
 	}
 	ct.Invalid, ct.InsertFailed, ct.Drop, ct.EarlyDrop = sum["invalid"], sum["insert_failed"], sum["drop"], sum["early_drop"]
+	ct.Found, ct.Error, ct.SearchRestart = sum["found"], sum["icmp_error"], sum["search_restart"]
 	_, ok := sum["early_drop"]
 	return ok
 }

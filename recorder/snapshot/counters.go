@@ -27,7 +27,9 @@ var wanted = map[string][]string{
 // "Softnet.dropped" and "Softnet.time_squeeze" are sums over the host's CPUs. A
 // counter that the kernel does not have is absent. The error tells that TCP's
 // own could not be read; Counters then holds what could.
-func (t *Taker) Counters() (evidence.Counters, error) {
+func (t *Taker) Counters() (evidence.Counters, error) { return within(t, t.counters) }
+
+func (t *Taker) counters() (evidence.Counters, error) {
 	c := evidence.Counters{Time: t.cfg.Now(), Values: make(map[string]uint64, 256)}
 	buf := t.buffer()
 	defer t.buffers.Put(buf)

@@ -15,7 +15,14 @@ import (
 // can be: os.ReadFile asks for a size, which proc(5) does not know, and offers
 // each file to the network poller, which does not take it.
 func (t *Taker) read(name string) (string, error) {
-	path := filepath.Join(t.cfg.ProcRoot, name)
+	return t.readFile(filepath.Join(t.cfg.ProcRoot, name), maxFile)
+}
+
+// maxFile bounds what is read of one file in bytes. Kernel tables are far smaller.
+const maxFile = 4 << 20
+
+// readFile reads the first bytes of a file, limit at most.
+func (t *Taker) readFile(path string, limit int) (string, error) {
 	fd, err := openFile(path)
 	if err != nil {
 		return "", &fs.PathError{Op: "open", Path: path, Err: err}
@@ -33,8 +40,8 @@ func (t *Taker) read(name string) (string, error) {
 		case errors.Is(err, unix.EINTR):
 		case err != nil:
 			return "", &fs.PathError{Op: "read", Path: path, Err: err}
-		case n == 0:
-			return string(text), nil
+		case n == 0 || len(text)+n >= limit:
+			return string(text[:min(len(text)+n, limit)]), nil
 		default:
 			text = text[:len(text)+n]
 		}

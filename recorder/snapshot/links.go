@@ -14,7 +14,7 @@ import (
 // interfaces dumps the interfaces of this thread's network namespace.
 func (t *Taker) interfaces(ctx context.Context) ([]evidence.InterfaceStats, error) {
 	var all []evidence.InterfaceStats
-	r := request{unix.NETLINK_ROUTE, unix.RTM_GETLINK, make([]byte, unix.SizeofIfInfomsg)}
+	r := request{family: unix.NETLINK_ROUTE, typ: unix.RTM_GETLINK, body: make([]byte, unix.SizeofIfInfomsg)}
 	err := t.dump(ctx, r, func(b []byte) bool {
 		if s, ok := parseLink(b); ok {
 			all = append(all, s)
@@ -69,7 +69,7 @@ func parseLinkStats(value []byte, s *evidence.InterfaceStats) {
 func (t *Taker) Links() ([]evidence.InterfaceStats, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), linksTime)
 	defer cancel()
-	return t.interfaces(ctx)
+	return within(t, func() ([]evidence.InterfaceStats, error) { return t.interfaces(ctx) })
 }
 
 // linksTime bounds Links.

@@ -15,11 +15,12 @@ import (
 // more.
 const bufferBytes = 32 << 10
 
-// request is one netlink dump.
+// request is one netlink dump or, with single, a question for one object.
 type request struct {
 	family int
 	typ    uint16
 	body   []byte
+	single bool
 }
 
 // bytes is the request as a struct nlmsghdr and its payload (netlink(7)).
@@ -27,7 +28,12 @@ func (r request) bytes() []byte {
 	b := make([]byte, unix.SizeofNlMsghdr, unix.SizeofNlMsghdr+len(r.body))
 	binary.NativeEndian.PutUint32(b, uint32(cap(b)))
 	binary.NativeEndian.PutUint16(b[4:], r.typ)
-	binary.NativeEndian.PutUint16(b[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
+	// A dump ends with NLMSG_DONE, a single answer with the acknowledgement.
+	flags := uint16(unix.NLM_F_REQUEST | unix.NLM_F_DUMP)
+	if r.single {
+		flags = unix.NLM_F_REQUEST | unix.NLM_F_ACK
+	}
+	binary.NativeEndian.PutUint16(b[6:], flags)
 	return append(b, r.body...)
 }
 
@@ -134,6 +140,37 @@ func timeUp(ctx context.Context) error {
 		return fmt.Errorf("the time for the snapshot was up: %w", err)
 	}
 	return nil
+}
+
+// appendAttr appends one netlink attribute, padded.
+func appendAttr(b []byte, typ uint16, value ...byte) []byte {
+	b = binary.NativeEndian.AppendUint16(b, uint16(4+len(value)))
+	b = binary.NativeEndian.AppendUint16(b, typ)
+	b = append(b, value...)
+	return append(b, make([]byte, -len(b)&3)...)
+}
+
+// Numbers in attributes; those that are too short read as 0.
+
+func host32(b []byte) uint32 {
+	if len(b) < 4 {
+		return 0
+	}
+	return binary.NativeEndian.Uint32(b)
+}
+
+func big32(b []byte) uint32 {
+	if len(b) < 4 {
+		return 0
+	}
+	return binary.BigEndian.Uint32(b)
+}
+
+func big64(b []byte) uint64 {
+	if len(b) < 8 {
+		return 0
+	}
+	return binary.BigEndian.Uint64(b)
 }
 
 // attributes walks netlink attributes (struct nlattr) in b. It ends at the first

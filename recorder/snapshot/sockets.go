@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -38,7 +37,7 @@ var errTooMany = errors.New("more sockets than a snapshot holds")
 func (t *Taker) Listeners() ([]evidence.Socket, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), pollTimeout)
 	defer cancel()
-	return t.sockets(ctx, listenOnly)
+	return within(t, func() ([]evidence.Socket, error) { return t.sockets(ctx, listenOnly) })
 }
 
 // sockets dumps the sockets in the states of the mask. With an error it returns
@@ -47,7 +46,7 @@ func (t *Taker) sockets(ctx context.Context, states uint32) ([]evidence.Socket, 
 	var all []evidence.Socket
 	full := false
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		r := request{unix.NETLINK_SOCK_DIAG, unix.SOCK_DIAG_BY_FAMILY, diagRequest(family, states)}
+		r := request{family: unix.NETLINK_SOCK_DIAG, typ: unix.SOCK_DIAG_BY_FAMILY, body: diagRequest(family, states)}
 		err := t.dump(ctx, r, func(b []byte) bool {
 			if full = len(all) >= t.cfg.MaxSockets; full {
 				return false
@@ -74,11 +73,13 @@ const (
 )
 
 // diagRequest is a struct inet_diag_req_v2 (linux/inet_diag.h) without a filter.
+// Of each attribute that is asked for, the bit is one less than its number.
 func diagRequest(family uint8, states uint32) []byte {
 	b := make([]byte, diagRequestLen)
 	b[0], b[1] = family, unix.IPPROTO_TCP
+	b[2] = 1 << (inetDiagSKMemInfo - 1)
 	if states != listenOnly {
-		b[2] = 1 << (inetDiagInfo - 1)
+		b[2] |= 1<<(inetDiagInfo-1) | 1<<(inetDiagCong-1) | 1<<(inetDiagTOS-1) | 1<<(inetDiagShutdown-1)
 	}
 	binary.NativeEndian.PutUint32(b[4:], states)
 	return b
@@ -93,22 +94,18 @@ func parseDiag(b []byte) (evidence.Socket, bool) {
 		State:     stateNames[b[1]],
 		Local:     diagAddr(b[0], b[8:24], b[4:6]),
 		Interface: binary.NativeEndian.Uint32(b[40:]),
+		Cookie:    diagCookie(b[44:52]),
 		RecvQueue: binary.NativeEndian.Uint32(b[56:]),
 		SendQueue: binary.NativeEndian.Uint32(b[60:]),
 		UID:       binary.NativeEndian.Uint32(b[64:]),
 		Inode:     binary.NativeEndian.Uint32(b[68:]),
 	}
-	if b[1] == stateListen {
-		return s, true
+	if b[1] != stateListen {
+		s.Remote = diagAddr(b[0], b[24:40], b[6:8])
+		s.Timer = diagTimer(b[2], b[3], binary.NativeEndian.Uint32(b[52:]))
 	}
-	s.Remote = diagAddr(b[0], b[24:40], b[6:8])
-	if b[1] == stateTimeWait {
-		return s, true
-	}
-	for typ, value := range attributes(b[diagLen:]) {
-		if typ == inetDiagInfo {
-			s.Info = parseTCPInfo(value)
-		}
+	if b[1] != stateTimeWait {
+		parseDiagDetails(b[diagLen:], &s)
 	}
 	return s, true
 }
@@ -121,31 +118,4 @@ func diagAddr(family uint8, addr, port []byte) netip.AddrPort {
 		a = netip.AddrFrom4([4]byte(addr[:4]))
 	}
 	return netip.AddrPortFrom(a, binary.BigEndian.Uint16(port))
-}
-
-// tcpInfoLen reaches to tcpi_notsent_bytes, of kernel 4.6.
-const tcpInfoLen = 148
-
-// parseTCPInfo reads struct tcp_info (linux/tcp.h). It only ever grew: what an
-// older kernel does not have reads as 0.
-func parseTCPInfo(value []byte) *evidence.TCPInfo {
-	var b [tcpInfoLen]byte
-	copy(b[:], value)
-	u32 := func(at int) uint32 { return binary.NativeEndian.Uint32(b[at:]) }
-	return &evidence.TCPInfo{
-		Retransmits:   b[2],
-		RTO:           time.Duration(u32(8)) * time.Microsecond,
-		SndMSS:        u32(16),
-		Unacked:       u32(24),
-		Lost:          u32(32),
-		LastSent:      time.Duration(u32(44)) * time.Millisecond,
-		LastReceived:  time.Duration(u32(52)) * time.Millisecond,
-		PMTU:          u32(60),
-		RTT:           time.Duration(u32(68)) * time.Microsecond,
-		CongestionWnd: u32(80),
-		TotalRetrans:  u32(100),
-		BytesAcked:    binary.NativeEndian.Uint64(b[120:]),
-		BytesRecv:     binary.NativeEndian.Uint64(b[128:]),
-		NotSentBytes:  u32(144),
-	}
 }

@@ -28,6 +28,11 @@ const (
 // returns the largest ten and how many entries were counted; with an error, what
 // was counted before. It needs CAP_NET_ADMIN.
 func (t *Taker) TopTalkers(ctx context.Context, limit uint64) ([]evidence.Talker, uint64, error) {
+	c, err := within(t, func() (tally, error) { return t.tally(ctx, limit) })
+	return c.top(), c.sampled, err
+}
+
+func (t *Taker) tally(ctx context.Context, limit uint64) (tally, error) {
 	c := tally{entries: make(map[talker]uint64)}
 	err := t.dump(ctx, ctRequest(ctGet), func(b []byte) bool {
 		if k, ok := parseEntry(b); ok {
@@ -38,7 +43,7 @@ func (t *Taker) TopTalkers(ctx context.Context, limit uint64) ([]evidence.Talker
 	if err != nil {
 		err = fmt.Errorf("dump the conntrack table: %w", err)
 	}
-	return c.top(), c.sampled, err
+	return c, err
 }
 
 // talker is a compact evidence.Talker: IPv4 addresses are mapped into IPv6.
