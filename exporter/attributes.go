@@ -71,6 +71,12 @@ func (l *list) addVerdict(c evidence.Claim) {
 		cause = string(c.Mechanism)
 	}
 	l.text("reset.by", by)
+	if c.Party != evidence.PartyUnknown {
+		l.text("verdict.party", string(c.Party))
+	}
+	if c.Cause != evidence.CauseUnknown {
+		l.text("verdict.cause", string(c.Cause))
+	}
 	l.text("reset.cause", cause)
 	l.text("reset.layer", string(c.Layer))
 }

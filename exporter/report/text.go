@@ -18,6 +18,7 @@ func Text(w io.Writer, inc *evidence.Incident, zone *time.Location) error {
 	p := &page{inc: inc, zone: zone}
 	for _, section := range []func(*page){
 		verdict, facts, findings, flows, timeline,
+		kernelEvents, logLines, rules, processes, changes,
 		listeners, conntrack, counters, interfaces, missing, next,
 	} {
 		section(p)
@@ -31,6 +32,7 @@ func Text(w io.Writer, inc *evidence.Incident, zone *time.Location) error {
 func verdict(p *page) {
 	c := p.inc.Verdict.Claim()
 	p.text("verdict  ", "%s %s", c.Sentence, stands(c))
+	said(p, &c)
 	if c.Settle != "" {
 		p.text("         ", "What would settle it: %s", c.Settle)
 	}
