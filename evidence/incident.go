@@ -61,6 +61,8 @@ type Incident struct {
 	Kernel      []KernelEvent      `json:"kernel,omitempty"`
 	Suppressed  []KernelSuppressed `json:"kernel_suppressed,omitempty"`
 	KernelLevel *KernelLevel       `json:"kernel_level,omitempty"`
+	// Ledger accounts for the resets of the window, second by second.
+	Ledger []LedgerSecond `json:"ledger,omitempty"`
 	// Logs are lines of around the window, Series the counters second by second.
 	Logs   []LogLine `json:"logs,omitempty"`
 	Series *Series   `json:"series,omitempty"`

@@ -39,6 +39,35 @@ func TestNewVerdict(t *testing.T) {
 	}
 }
 
+// TestCapsHoldForEachField: party and cause need what the verdict needs.
+func TestCapsHoldForEachField(t *testing.T) {
+	packet, log := Finding{Kind: KindPacket, Text: "a RST"}, Finding{Kind: KindLog, Text: "a line", Against: true}
+	claim := Claim{Origin: OriginPeerHost, Confidence: Likely, PartyConfidence: Proven, CauseConfidence: Possible}
+	for _, tt := range []struct {
+		findings []Finding
+		party    Confidence
+	}{{[]Finding{packet}, Likely}, {[]Finding{packet, log}, Possible}, {[]Finding{packet, {Kind: KindKernel}}, Proven}} {
+		v, err := NewVerdict(claim, tt.findings...)
+		if c := v.Claim(); err != nil || c.PartyConfidence != tt.party || c.CauseConfidence != Possible || c.MechanismConfidence != "" {
+			t.Errorf("%+v, error %v, want party %s", c, err, tt.party)
+		}
+	}
+}
+
+func TestFamilies(t *testing.T) {
+	for m, want := range map[Mechanism]Mechanism{
+		MechanismLinger: MechanismActiveAbort, MechanismRefusedFilter: MechanismRefused, MechanismLateData: MechanismNoSocket,
+		MechanismQueueOverflow: MechanismQueueOverflow, MechanismActiveAbort: MechanismActiveAbort,
+	} {
+		if got := m.Family(); got != want {
+			t.Errorf("%s is of %s, want %s", m, got, want)
+		}
+	}
+	if !OriginLocalNetfilter.Local() || OriginPeerHost.Local() || !OriginNAT.Middlebox() || OriginForwarded.Middlebox() {
+		t.Error("an origin is on the wrong side")
+	}
+}
+
 func TestVerdictJSON(t *testing.T) {
 	v, err := NewVerdict(Claim{Origin: OriginPeerHost, Mechanism: MechanismRefused, Confidence: Likely, Sentence: "s"},
 		Finding{Kind: KindPacket, Text: "a RST", Packets: []int{3}})

@@ -66,10 +66,6 @@ func (l *list) addVerdict(c evidence.Claim) {
 	if by == "" {
 		return
 	}
-	cause, known := resetCause[c.Mechanism]
-	if !known {
-		cause = string(c.Mechanism)
-	}
 	l.text("reset.by", by)
 	if c.Party != evidence.PartyUnknown {
 		l.text("verdict.party", string(c.Party))
@@ -77,7 +73,7 @@ func (l *list) addVerdict(c evidence.Claim) {
 	if c.Cause != evidence.CauseUnknown {
 		l.text("verdict.cause", string(c.Cause))
 	}
-	l.text("reset.cause", cause)
+	l.text("reset.cause", causeOf(c.Mechanism))
 	l.text("reset.layer", string(c.Layer))
 }
 

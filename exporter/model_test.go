@@ -349,18 +349,20 @@ func TestBadTraceID(t *testing.T) {
 // Every claim that the rules can make has a word for the backend.
 func TestTables(t *testing.T) {
 	for _, o := range []evidence.Origin{
-		evidence.OriginLocalProcess, evidence.OriginLocalKernel, evidence.OriginLocalHost, evidence.OriginPeerProcess,
-		evidence.OriginPeerHost, evidence.OriginForwarded, evidence.OriginNone, evidence.OriginUnknown,
+		evidence.OriginLocalProcess, evidence.OriginLocalKernel, evidence.OriginLocalNetfilter, evidence.OriginLocalOther,
+		evidence.OriginLocalHost, evidence.OriginPeerProcess, evidence.OriginPeerKernel, evidence.OriginPeerHost,
+		evidence.OriginMiddlebox, evidence.OriginMiddleboxNear, evidence.OriginMiddleboxFar, evidence.OriginNAT,
+		evidence.OriginForwarded, evidence.OriginNone, evidence.OriginUnknown,
 	} {
 		if _, ok := resetBy[o]; !ok {
 			t.Errorf("origin %s", o)
 		}
 		for _, m := range []evidence.Mechanism{
-			evidence.MechanismRefused, evidence.MechanismNoSocket, evidence.MechanismActiveAbort, evidence.MechanismAfterFIN,
-			evidence.MechanismQueueOverflow, evidence.MechanismConntrackFull, evidence.MechanismUnknown,
+			evidence.MechanismRefused, evidence.MechanismRefusedFilter, evidence.MechanismNoSocket, evidence.MechanismUnread,
+			evidence.MechanismAfterFIN, evidence.MechanismQueueOverflow, evidence.MechanismConntrackFull, evidence.MechanismUnknown,
 		} {
-			if _, ok := resetCause[m]; !ok {
-				t.Errorf("mechanism %s", m)
+			if c := causeOf(m); c == "" || strings.Contains(c, ".") {
+				t.Errorf("mechanism %s: cause %q", m, c)
 			}
 			f := evidence.Flow{Reset: &evidence.Reset{}, Verdict: verdictOfKind(o, m, "s")}
 			if n := spanName(&f); !strings.HasPrefix(n, "tcp ") || strings.ContainsAny(n, "0123456789") {

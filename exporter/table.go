@@ -1,6 +1,8 @@
 package exporter
 
 import (
+	"strings"
+
 	"tcpcoroner/evidence"
 
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
@@ -11,36 +13,67 @@ import (
 // that of the host ("local", "peer") and tcpcoroner.reset.layer is "unknown".
 // Origins that are not in the table are "unknown"; none has no attribute.
 var resetBy = map[evidence.Origin]string{
-	evidence.OriginLocalProcess: "local",
-	evidence.OriginLocalHost:    "local",
-	evidence.OriginLocalKernel:  "local_kernel",
-	evidence.OriginPeerProcess:  "peer",
-	evidence.OriginPeerHost:     "peer",
-	evidence.OriginForwarded:    "unknown",
-	evidence.OriginUnknown:      "unknown",
-	evidence.OriginNone:         "",
+	evidence.OriginLocalProcess:   "local",
+	evidence.OriginLocalHost:      "local",
+	evidence.OriginLocalKernel:    "local_kernel",
+	evidence.OriginLocalNetfilter: "firewall",
+	evidence.OriginLocalOther:     "local",
+	evidence.OriginPeerProcess:    "peer",
+	evidence.OriginPeerKernel:     "peer_kernel",
+	evidence.OriginPeerHost:       "peer",
+	evidence.OriginMiddlebox:      "middlebox",
+	evidence.OriginMiddleboxNear:  "middlebox",
+	evidence.OriginMiddleboxFar:   "middlebox",
+	evidence.OriginNAT:            "middlebox",
+	evidence.OriginForwarded:      "unknown",
+	evidence.OriginUnknown:        "unknown",
+	evidence.OriginNone:           "",
 }
 
-// resetCause translates a mechanism to tcpcoroner.reset.cause. active_abort is
-// close() with unread data or with SO_LINGER 0: which one is undecided.
+// resetCause has the mechanisms whose tcpcoroner.reset.cause is not their own name
+// with underscores.
 var resetCause = map[evidence.Mechanism]string{
-	evidence.MechanismRefused:       "no_listener",
-	evidence.MechanismNoSocket:      "no_socket",
-	evidence.MechanismActiveAbort:   "active_abort",
-	evidence.MechanismAfterFIN:      "after_fin",
-	evidence.MechanismQueueOverflow: "backlog_overflow",
-	evidence.MechanismConntrackFull: "conntrack",
-	evidence.MechanismUnknown:       "unknown",
+	evidence.MechanismRefused:         "no_listener",
+	evidence.MechanismRefusedListener: "no_listener",
+	evidence.MechanismUnread:          "close_with_unread_data",
+	evidence.MechanismLinger:          "linger0",
+	evidence.MechanismKeepalive:       "keepalive_timeout",
+	evidence.MechanismQueueOverflow:   "backlog_overflow",
+	evidence.MechanismConntrackFull:   "conntrack",
+	evidence.MechanismInjected:        "injected",
+}
+
+func causeOf(m evidence.Mechanism) string {
+	if cause, known := resetCause[m]; known {
+		return cause
+	}
+	return strings.ReplaceAll(string(m), ".", "_")
 }
 
 // sender names an origin in a span's name.
 var sender = map[evidence.Origin]string{
-	evidence.OriginLocalProcess: "by local process",
-	evidence.OriginLocalKernel:  "by local kernel",
-	evidence.OriginLocalHost:    "by local host",
-	evidence.OriginPeerProcess:  "by peer process",
-	evidence.OriginPeerHost:     "by peer host",
-	evidence.OriginForwarded:    "in transit",
+	evidence.OriginLocalProcess:   "by local process",
+	evidence.OriginLocalKernel:    "by local kernel",
+	evidence.OriginLocalNetfilter: "by local firewall",
+	evidence.OriginLocalOther:     "by local host",
+	evidence.OriginLocalHost:      "by local host",
+	evidence.OriginPeerProcess:    "by peer process",
+	evidence.OriginPeerKernel:     "by peer kernel",
+	evidence.OriginPeerHost:       "by peer host",
+	evidence.OriginMiddlebox:      "by middlebox",
+	evidence.OriginMiddleboxNear:  "by middlebox",
+	evidence.OriginMiddleboxFar:   "by middlebox",
+	evidence.OriginNAT:            "by middlebox",
+	evidence.OriginForwarded:      "in transit",
+}
+
+// refused tells whether the RST answered a SYN.
+func refused(m evidence.Mechanism) bool {
+	switch m {
+	case evidence.MechanismRefused, evidence.MechanismRefusedListener, evidence.MechanismRefusedFilter, evidence.MechanismRefusedRateLimit:
+		return true
+	}
+	return false
 }
 
 // spanName is from a closed set: backends group by it.
@@ -55,7 +88,7 @@ func spanName(f *evidence.Flow) string {
 		return "tcp without reset"
 	}
 	verb := "tcp reset "
-	if c.Mechanism == evidence.MechanismRefused {
+	if refused(c.Mechanism) {
 		verb = "tcp refused "
 	}
 	if by, ok := sender[c.Origin]; ok {
@@ -70,7 +103,7 @@ func errorType(f *evidence.Flow) string {
 	switch {
 	case f.Reset == nil:
 		return ""
-	case f.Verdict.Claim().Mechanism == evidence.MechanismRefused:
+	case refused(f.Verdict.Claim().Mechanism):
 		return "connection_refused"
 	}
 	return "connection_reset"

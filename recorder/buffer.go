@@ -102,6 +102,9 @@ func (b *buffer) seal(compress bool) {
 	} else {
 		b.forget(&e.head)
 	}
+	if e.harm != nil {
+		e.harm.carry(e)
+	}
 	e.reset()
 }
 

@@ -68,6 +68,7 @@ type encoder struct {
 	head    head
 	last    int64 // time of the packet before
 	current *flow // flow of the packet before, nil if it had none
+	harm    *harm // scores resets; nil if nobody does
 	// lookAt is the number of packets at which the columns are looked at again.
 	lookAt uint32
 	full   bool
@@ -156,6 +157,9 @@ func (e *encoder) add(m *Meta, b []byte) (o outcome) {
 		e.time(m)
 		o = outcome{true, e.fields.flags&flagRST != 0, e.record(m)}
 	} else if n, reset := Cut(b); n > 0 {
+		if e.harm != nil && !e.harm.off {
+			e.harm.bare(e, m, b, reset)
+		}
 		e.time(m)
 		e.raw(m, b[:n])
 		o = outcome{true, reset, false}
@@ -210,6 +214,9 @@ func (e *encoder) record(m *Meta) (again bool) {
 		}
 	}
 	e.fill(f, mask, more, milli)
+	if p.flags&flagsControl != 0 && e.harm != nil && !e.harm.off {
+		e.harm.taken(e, f, m, milli)
+	}
 	e.learn(f, e.side, p, path, milli)
 	return false
 }

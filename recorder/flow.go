@@ -23,8 +23,9 @@ type state struct {
 type flow struct {
 	key      key
 	number   uint32
+	tracked  uint32 // where harm has it, if it is still there
 	template uint8
-	_        [18]byte
+	_        [14]byte
 	sides    [2]state
 }
 

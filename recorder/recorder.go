@@ -101,6 +101,7 @@ type Recorder struct {
 
 	mu        sync.Mutex
 	published Stats
+	harmed    harmTally
 	notes     []evidence.Gap // on their way to the writer
 
 	w writer
@@ -126,9 +127,14 @@ func New(cfg Config) (*Recorder, error) {
 	if err != nil {
 		return nil, err
 	}
-	memory, err := newPages(cfg.Memory - cfg.Ring - encoderBytes)
+	scores, err := newHarm(cfg.Memory, rand.Uint64())
 	if err != nil {
 		return nil, errors.Join(err, encoder.close())
+	}
+	encoder.harm = scores
+	memory, err := newPages(cfg.Memory - cfg.Ring - encoderBytes - len(scores.memory))
+	if err != nil {
+		return nil, errors.Join(err, encoder.close(), scores.close())
 	}
 	r := &Recorder{
 		cfg:    cfg,
@@ -144,7 +150,7 @@ func New(cfg Config) (*Recorder, error) {
 // Close gives the memory back. Nothing may run or be frozen any more.
 func (r *Recorder) Close() error {
 	r.writer <- struct{}{} // for ever
-	return errors.Join(r.w.buffer.memory.close(), r.w.buffer.encoder.close())
+	return errors.Join(r.w.buffer.memory.close(), r.w.buffer.encoder.harm.close(), r.w.buffer.encoder.close())
 }
 
 // readClock takes the three readings back to back (clock_gettime(2)).
@@ -198,6 +204,14 @@ func (r *Recorder) Stats() Stats {
 		s.Source = (*source).Stats()
 	}
 	return s
+}
+
+// Harm is what all resets did, as of the last Tick. It is safe for concurrent use.
+func (r *Recorder) Harm() evidence.HarmSample {
+	r.mu.Lock()
+	tally := r.harmed
+	r.mu.Unlock()
+	return tally.sample()
 }
 
 // Held is the time between the oldest and the newest packet in memory.

@@ -28,15 +28,19 @@ func (r *Replay) Run(ctx context.Context, sink Sink) error {
 				return nil
 			}
 		}
-		p := &r.Packets[i]
-		m = Meta{Nanos: p.Nanos, WireBytes: p.WireBytes, Trusted: p.Checksum == evidence.ChecksumTrusted, Path: Path{
-			Interface: p.Interface, LinkType: p.LinkType, Namespace: p.Namespace,
-			VLAN: p.VLAN, SrcMAC: p.SrcMAC, Direction: p.Direction,
-		}}
-		sink.Add(&m, p.Header)
+		m = metaFrom(&r.Packets[i])
+		sink.Add(&m, r.Packets[i].Header)
 	}
 	sink.Tick()
 	return nil
+}
+
+// metaFrom is the inverse of what a reader makes of a Meta.
+func metaFrom(p *evidence.Packet) Meta {
+	return Meta{Nanos: p.Nanos, WireBytes: p.WireBytes, Trusted: p.Checksum == evidence.ChecksumTrusted, Path: Path{
+		Interface: p.Interface, LinkType: p.LinkType, Namespace: p.Namespace,
+		VLAN: p.VLAN, SrcMAC: p.SrcMAC, Direction: p.Direction,
+	}}
 }
 
 // Stats implements Source.

@@ -48,7 +48,9 @@ func (w *writer) Add(m *Meta, header []byte) {
 func (w *writer) Count(m *Meta, header []byte) {
 	w.stats.Seen++
 	w.stats.Bytes += uint64(m.WireBytes)
-	if n, reset := Cut(header); n == 0 {
+	n, reset := Cut(header)
+	w.harm().bare(w.buffer.encoder, m, header, reset)
+	if n == 0 {
 		w.stats.Discarded++
 	} else if reset {
 		w.countReset(m.Path.Direction, header)
@@ -56,7 +58,13 @@ func (w *writer) Count(m *Meta, header []byte) {
 }
 
 // Store implements Sink.
-func (w *writer) Store(m *Meta, header []byte) { w.store(m, header) }
+func (w *writer) Store(m *Meta, header []byte) {
+	w.harm().off = true // scored when it was counted
+	w.store(m, header)
+	w.harm().off = false
+}
+
+func (w *writer) harm() *harm { return w.buffer.encoder.harm }
 
 func (w *writer) store(m *Meta, header []byte) outcome {
 	o := w.buffer.append(m, header, w.compress())
@@ -109,6 +117,9 @@ func (w *writer) Tick() Order {
 	w.noteLosses(now)
 	w.govern(c, now)
 	w.ticked = now
+	if w.harm().blind = w.governor.level >= LevelHold; w.harm().blind {
+		w.harm().distrust(c.Realtime)
+	}
 	w.buffer.expire(c.Monotonic, w.compress())
 	order := Order{Level: w.governor.level}
 	if order.Level == LevelHold && len(w.r.requests) > 0 && !w.flushed {
@@ -187,6 +198,7 @@ func (w *writer) start(source Source) {
 		w.started, w.stats.LevelSince = now, now
 	} else {
 		w.note(evidence.Gap{From: w.stopped, To: now, Reason: "the recorder was not running"})
+		w.harm().distrust(now.UnixNano())
 	}
 	w.source, w.ticked, w.dropped = source, now, source.Stats().Dropped
 	w.governor.at = 0 // another thread, another CPU clock
@@ -208,6 +220,7 @@ func (w *writer) noteLosses(now time.Time) {
 		w.note(evidence.Gap{From: w.ticked, To: now, Lost: dropped - w.dropped,
 			Reason: "the kernel's packet ring was full"})
 		w.dropped = dropped
+		w.harm().distrust(now.UnixNano())
 	}
 }
 
@@ -217,10 +230,13 @@ func (w *writer) publish() {
 		w.note(gap)
 	}
 	w.r.notes = nil
+	if h := w.harm(); h.changed {
+		w.r.harmed, h.changed = h.tally, false
+	}
 	b, s := w.buffer, &w.stats
 	s.Evicted, s.Revoked = b.evicted, b.revoked
 	s.Held, s.HeldBytes = b.held()
-	s.Pinned, s.Memory = b.pinned(), w.r.cfg.Ring+encoderBytes+(b.memory.total()-len(b.memory.free))*pageBytes
+	s.Pinned, s.Memory = b.pinned(), w.r.cfg.Ring+encoderBytes+len(b.encoder.harm.memory)+(b.memory.total()-len(b.memory.free))*pageBytes
 	s.Level, s.LevelChanges = w.governor.level, w.governor.changes
 	first, last := b.bounds()
 	s.Oldest, s.Newest = time.Time{}, time.Time{}

@@ -16,6 +16,10 @@ type ConntrackConfig struct {
 	// share below which it is armed again.
 	Usage float64 `yaml:"usage"`
 	Rearm float64 `yaml:"rearm"`
+	// FullWithin fires earlier, at a share of Rising, if the table will be full in
+	// that time should it go on like in the last seconds; 0 is never.
+	Rising     float64       `yaml:"rising"`
+	FullWithin time.Duration `yaml:"full_within"`
 	// Window is the sliding window in which losses are counted.
 	Window time.Duration `yaml:"window"`
 	// Drops fires on that many packets dropped or entries evicted because the table
@@ -27,10 +31,11 @@ type ConntrackConfig struct {
 	InsertFailed uint64 `yaml:"insert_failed"`
 }
 
-// DefaultConntrack fires at 95 % and at the first loss.
+// DefaultConntrack fires at 95 %, at 70 % if the table is full in a minute, and at
+// the first loss.
 func DefaultConntrack() ConntrackConfig {
 	return ConntrackConfig{
-		Enabled: true, Usage: 0.95, Rearm: 0.85,
+		Enabled: true, Usage: 0.95, Rearm: 0.85, Rising: 0.7, FullWithin: time.Minute,
 		Window: 10 * time.Second, Drops: 1, InsertFailed: 1,
 	}
 }
@@ -44,14 +49,18 @@ func (c ConntrackConfig) Validate() error {
 		return fmt.Errorf("conntrack.usage is %g: must be over 0 and at most 1", c.Usage)
 	case !(c.Rearm >= 0 && c.Rearm < c.Usage):
 		return fmt.Errorf("conntrack.rearm is %g: must be at least 0 and below conntrack.usage (%g)", c.Rearm, c.Usage)
+	case c.FullWithin < 0 || c.FullWithin > maxWindow:
+		return fmt.Errorf("conntrack.full_within is %v: must be from 0s (never) to %v", c.FullWithin, maxWindow)
+	case c.FullWithin > 0 && !(c.Rising > 0 && c.Rising <= c.Usage):
+		return fmt.Errorf("conntrack.rising is %g: must be over 0 and at most conntrack.usage (%g)", c.Rising, c.Usage)
 	case c.Window < minWindow || c.Window > maxWindow:
 		return windowError("conntrack.window", c.Window)
 	}
 	return nil
 }
 
-// Conntrack fires when the connection-tracking table is nearly full or loses
-// entries or packets.
+// Conntrack fires when the connection-tracking table is nearly full, will be soon,
+// or loses entries or packets.
 type Conntrack struct {
 	cfg  ConntrackConfig
 	read func() (*evidence.Conntrack, error)
@@ -60,6 +69,7 @@ type Conntrack struct {
 		count  counter
 		window window
 	}
+	count trend
 }
 
 // NewConntrack makes the trigger; read reads count, max and the counters. TopTalkers
@@ -93,14 +103,26 @@ func (t *Conntrack) Check(now time.Time, _ bool) (Reading, error) {
 	lossy := t.cfg.Drops > 0 && drop+early >= float64(t.cfg.Drops) ||
 		t.cfg.InsertFailed > 0 && failed >= float64(t.cfg.InsertFailed)
 	full := ct.Max > 0 && ct.Usage() >= t.cfg.Usage
-	r := Reading{Firing: t.firing(now, ct), Over: full || lossy, Calm: !lossy && ct.Usage() < t.cfg.Rearm, Steady: !lossy}
+	t.count.add(now, float64(ct.Count))
+	left, rises := t.count.reaches(float64(ct.Max))
+	soon := rises && t.cfg.FullWithin > 0 && ct.Usage() >= t.cfg.Rising && left <= t.cfg.FullWithin
+	r := Reading{Firing: t.firing(now, ct), Over: full || lossy || soon,
+		Calm: !lossy && !soon && ct.Usage() < t.cfg.Rearm, Steady: !lossy}
 	if !r.Over {
 		return r, nil
 	}
-	if !full {
+	switch {
+	case full:
+	case lossy:
 		t.stateLoss(&r.Firing, drop+early, failed)
+	default:
+		r.Firing.Threshold = t.cfg.Rising
+		r.Firing.Expression = fmt.Sprintf("conntrack count / max >= %g and full within %s", t.cfg.Rising, seconds(t.cfg.FullWithin))
 	}
-	r.Firing.Reason = t.reason(ct, full, drop, early, failed)
+	r.Firing.Reason = t.reason(ct, full, lossy, drop, early, failed)
+	if rises && ct.Count < ct.Max {
+		r.Firing.Reason += fmt.Sprintf("; full in %.0f s if it goes on like this", left.Seconds())
+	}
 	return r, nil
 }
 
@@ -132,10 +154,13 @@ func (t *Conntrack) stateLoss(f *evidence.Firing, drops, failed float64) {
 	f.Expression = fmt.Sprintf("conntrack insert_failed in %s >= %d", seconds(t.cfg.Window), t.cfg.InsertFailed)
 }
 
-func (t *Conntrack) reason(ct *evidence.Conntrack, full bool, drop, early, failed float64) string {
-	what := "conntrack table loses entries"
-	if full {
+func (t *Conntrack) reason(ct *evidence.Conntrack, full, lossy bool, drop, early, failed float64) string {
+	what := "conntrack table fills"
+	switch {
+	case full:
 		what = "conntrack table nearly full"
+	case lossy:
+		what = "conntrack table loses entries"
 	}
 	s := fmt.Sprintf("%s: %d of %d entries (%.1f %%)", what, ct.Count, ct.Max, ct.Usage()*100)
 	var moved []string

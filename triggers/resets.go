@@ -8,7 +8,7 @@ import (
 	"tcpcoroner/evidence"
 )
 
-// ResetsConfig is the configuration of the trigger "resets".
+// ResetsConfig is the configuration of the trigger "reset_rate".
 type ResetsConfig struct {
 	Enabled bool `yaml:"enabled"`
 	// Window is the sliding window in which resets are counted.
@@ -50,7 +50,7 @@ func windowError(field string, v time.Duration) error {
 	return fmt.Errorf("%s is %v: must be from %v to %v", field, v, minWindow, maxWindow)
 }
 
-// Resets fires when far more RST segments than usual pass.
+// Resets fires when far more RST segments than usual pass, whatever they did.
 type Resets struct {
 	cfg    ResetsConfig
 	resets func() uint64
@@ -64,8 +64,8 @@ func NewResets(cfg ResetsConfig, resets func() uint64) *Resets {
 	return &Resets{cfg: cfg, resets: resets, window: window{span: cfg.Window}}
 }
 
-// Name is "resets".
-func (t *Resets) Name() string { return "resets" }
+// Name is "reset_rate".
+func (t *Resets) Name() string { return "reset_rate" }
 
 // Enabled tells whether the configuration wants it checked.
 func (t *Resets) Enabled() bool { return t.cfg.Enabled }

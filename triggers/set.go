@@ -2,6 +2,7 @@ package triggers
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,11 +19,20 @@ type SetConfig struct {
 	// BreakThrough is how many times the size of the storm before a new one must be
 	// to fire within the cool-down; 0 is never.
 	BreakThrough float64 `yaml:"break_through"`
+	// MaxPerHour bounds the incidents that triggers begin in an hour, MaxBytesPerHour
+	// the bytes that are stored of them (see Stored); 0 is no bound. A firing that
+	// joins an incident is free.
+	MaxPerHour      int    `yaml:"max_per_hour"`
+	MaxBytesPerHour uint64 `yaml:"max_bytes_per_hour"`
+	// DryRun names the triggers that only count what they would have fired.
+	DryRun []string `yaml:"dry_run"`
 }
 
-// DefaultSet is a cool-down of 5 minutes that four times the storm breaks through.
+// DefaultSet is a cool-down of 5 minutes that four times the storm breaks through,
+// and at most 60 incidents and 1 GiB an hour.
 func DefaultSet() SetConfig {
-	return SetConfig{CoolDown: 5 * time.Minute, MaxStorm: 10 * time.Minute, BreakThrough: 4}
+	return SetConfig{CoolDown: 5 * time.Minute, MaxStorm: 10 * time.Minute, BreakThrough: 4,
+		MaxPerHour: 60, MaxBytesPerHour: 1 << 30}
 }
 
 // Validate names the first field that cannot be.
@@ -34,6 +44,8 @@ func (c SetConfig) Validate() error {
 		return fmt.Errorf("max_storm is %v: must be from 10s to 24h", c.MaxStorm)
 	case !(c.BreakThrough == 0 || c.BreakThrough > 1):
 		return fmt.Errorf("break_through is %g: must be over 1, or 0 for never", c.BreakThrough)
+	case c.MaxPerHour < 0:
+		return fmt.Errorf("max_per_hour is %d: must be at least 1, or 0 for no bound", c.MaxPerHour)
 	}
 	return nil
 }
@@ -65,10 +77,13 @@ type State struct {
 	Unit      string    `json:"unit"`
 	LastFired time.Time `json:"last_fired,omitzero"`
 	// Fired counts firings, Suppressed the storms that did not fire because of a
-	// cool-down, Failed the checks without a reading.
-	Fired      uint64 `json:"fired"`
-	Suppressed uint64 `json:"suppressed"`
-	Failed     uint64 `json:"failed"`
+	// cool-down or of what an hour may bring, Failed the checks without a reading,
+	// WouldHaveFired the firings of a dry run.
+	Fired          uint64 `json:"fired"`
+	Suppressed     uint64 `json:"suppressed"`
+	Failed         uint64 `json:"failed"`
+	DryRun         bool   `json:"dry_run,omitempty"`
+	WouldHaveFired uint64 `json:"would_have_fired,omitempty"`
 	// Why says why it is unavailable.
 	Why string `json:"why,omitempty"`
 }
@@ -88,6 +103,15 @@ type Set struct {
 
 	mu      sync.Mutex
 	watches []watch
+	// hour is what was spent in the last hour.
+	hour []spent
+}
+
+// spent is an incident that began, or bytes that were stored.
+type spent struct {
+	at        time.Time
+	incidents int
+	bytes     uint64
 }
 
 // watch is the state of one trigger.
@@ -103,13 +127,16 @@ type watch struct {
 	// steady is Reading.Steady of the last check; escalated that a steady storm
 	// has fired again because it began to do harm.
 	steady, escalated bool
+	// silent tells that the storm did not fire: a dry run, or too much in this hour.
+	silent bool
 }
 
 // NewSet puts triggers under one storm control.
 func NewSet(cfg SetConfig, triggers ...Trigger) *Set {
 	s := &Set{cfg: cfg}
 	for _, t := range triggers {
-		w := watch{trigger: t, state: State{Name: t.Name(), Enabled: t.Enabled(), Phase: Armed}}
+		w := watch{trigger: t, state: State{Name: t.Name(), Enabled: t.Enabled(), Phase: Armed,
+			DryRun: slices.Contains(cfg.DryRun, t.Name())}}
 		if !t.Enabled() {
 			w.state.Phase = Disabled
 		}
@@ -129,12 +156,79 @@ func (s *Set) Check(now time.Time) (fired []evidence.Firing, ongoing bool) {
 		if !w.state.Enabled {
 			continue
 		}
-		if f, ok := w.check(now, s.cfg); ok {
+		joins := s.ongoing()
+		if f, ok := w.check(now, s.cfg); ok && s.admit(w, now, joins) {
 			fired = append(fired, f)
 		}
-		ongoing = ongoing || w.state.Phase == Firing && !w.steady
 	}
-	return fired, ongoing
+	return fired, s.ongoing()
+}
+
+// ongoing tells whether an incident is open that a firing would join.
+func (s *Set) ongoing() bool {
+	return slices.ContainsFunc(s.watches, func(w watch) bool {
+		return w.state.Phase == Firing && !w.steady && !w.silent
+	})
+}
+
+// admit decides about a storm that begins. joins tells that its firing begins no
+// incident of its own.
+func (s *Set) admit(w *watch, now time.Time, joins bool) bool {
+	w.silent = true
+	if w.state.DryRun {
+		w.state.WouldHaveFired++
+		return false
+	}
+	if !joins && !s.affordable(now) {
+		w.state.Suppressed++
+		return false
+	}
+	if !joins {
+		s.hour = append(s.hour, spent{at: now, incidents: 1})
+	}
+	w.silent = false
+	w.state.LastFired = now
+	w.state.Fired++
+	return true
+}
+
+// affordable tells whether this hour may bring one more incident.
+func (s *Set) affordable(now time.Time) bool {
+	s.hour = slices.DeleteFunc(s.hour, func(x spent) bool { return now.Sub(x.at) >= time.Hour })
+	incidents, bytes := 0, uint64(0)
+	for _, x := range s.hour {
+		incidents += x.incidents
+		bytes += x.bytes
+	}
+	return (s.cfg.MaxPerHour == 0 || incidents < s.cfg.MaxPerHour) &&
+		(s.cfg.MaxBytesPerHour == 0 || bytes < s.cfg.MaxBytesPerHour)
+}
+
+// Stored tells how many bytes an incident took, for MaxBytesPerHour. It is safe for
+// concurrent use.
+func (s *Set) Stored(now time.Time, bytes uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.affordable(now) // forgets what is older
+	s.hour = append(s.hour, spent{at: now, bytes: bytes})
+}
+
+// States lists all triggers as an operator wants to see them, in the order of
+// NewSet. It is safe for concurrent use.
+func (s *Set) States() []evidence.TriggerState {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	states := make([]evidence.TriggerState, len(s.watches))
+	for i := range s.watches {
+		w := &s.watches[i]
+		states[i] = evidence.TriggerState{
+			Name: w.state.Name, Enabled: w.state.Enabled, DryRun: w.state.DryRun,
+			Value: w.state.Value, Threshold: w.state.Threshold, Unit: w.state.Unit,
+			Firing: w.state.Phase == Firing && !w.silent, LastFiring: w.state.LastFired,
+			Suppressed: w.state.Suppressed, WouldHaveFired: w.state.WouldHaveFired, Why: w.state.Why,
+		}
+	}
+	return states
 }
 
 // State lists all triggers, in the order of NewSet.
@@ -228,8 +322,6 @@ func (w *watch) over(now time.Time, cfg SetConfig, f evidence.Firing, harms bool
 
 func (w *watch) begin(now time.Time, f evidence.Firing) {
 	w.state.Phase, w.since, w.suppressed = Firing, now, false
-	w.state.LastFired = now
-	w.state.Fired++
 	w.peak, w.peakUnit = f.Value, f.Unit
 }
 

@@ -1,5 +1,6 @@
-// Package triggers decides when a moment is worth keeping: a spike of resets, a
-// connection-tracking table near its maximum, an accept queue that overflows.
+// Package triggers decides when a moment is worth keeping: resets that did harm, a
+// connection-tracking table near its maximum, an accept queue that overflows, and
+// whatever else breaks connections.
 //
 // Each trigger only measures; when a crossing becomes a firing, when a storm
 // ends and when the next one may fire is decided by Set, in one place. The

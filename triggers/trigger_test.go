@@ -110,7 +110,7 @@ func TestResetsOngoing(t *testing.T) {
 		t.Errorf("ongoing (-want +got):\n%s", diff)
 	}
 	want := evidence.Firing{
-		Trigger: "resets", Time: at(60), Unit: "{reset}", Value: 30, Threshold: 20,
+		Trigger: "reset_rate", Time: at(60), Unit: "{reset}", Value: 30, Threshold: 20,
 		Expression: "resets in 10 s >= 20 and >= 4 x baseline",
 		Reason:     "30 resets in 10 s: the threshold is 20, usual are 0",
 	}
@@ -303,7 +303,7 @@ func TestStatePhases(t *testing.T) {
 	play(s, 0, 20, func(sec int) { total += rate([]burst{{5, 6, 60}}, sec) })
 	got := s.State(at(20))[0]
 	want := State{
-		Name: "resets", Enabled: true, Phase: Cooling, Until: at(315),
+		Name: "reset_rate", Enabled: true, Phase: Cooling, Until: at(315),
 		Threshold: 20, Unit: "{reset}", LastFired: at(5), Fired: 1,
 	}
 	if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(State{}, "Baseline")); diff != "" {

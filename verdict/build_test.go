@@ -32,21 +32,33 @@ type pkt struct {
 	window   uint16 // 1000 where unset
 	netns    uint16
 	again    uint8 // Sighting
+	mac      byte
+	df       bool
+	stamps   bool // TCP timestamps
 }
+
+// none is a window of 0.
+const none = 0xffff
 
 // header builds the bytes that the recorder would have kept.
 func (p pkt) header() []byte {
 	tcp := make([]byte, 20)
+	if p.stamps {
+		tcp = append(tcp, 1, 1, 8, 10, 0, 0, 0, 9, 0, 0, 0, 5)
+	}
 	binary.BigEndian.PutUint16(tcp, p.src.Port())
 	binary.BigEndian.PutUint16(tcp[2:], p.dst.Port())
 	binary.BigEndian.PutUint32(tcp[4:], p.seq)
 	binary.BigEndian.PutUint32(tcp[8:], p.ack)
-	tcp[12], tcp[13] = 5<<4, byte(p.flags)
+	tcp[12], tcp[13] = byte(len(tcp)/4)<<4, byte(p.flags)
 	binary.BigEndian.PutUint16(tcp[14:], max(p.window, 1))
+	if p.window == none {
+		binary.BigEndian.PutUint16(tcp[14:], 0)
+	}
 	if p.src.Addr().Is6() {
 		ip := make([]byte, 40)
 		binary.BigEndian.PutUint32(ip, 6<<28|uint32(p.tos)<<20|p.label)
-		binary.BigEndian.PutUint16(ip[4:], uint16(20+p.payload))
+		binary.BigEndian.PutUint16(ip[4:], uint16(len(tcp)+p.payload))
 		ip[6], ip[7] = 6, p.ttl
 		copy(ip[8:], p.src.Addr().AsSlice())
 		copy(ip[24:], p.dst.Addr().AsSlice())
@@ -54,8 +66,11 @@ func (p pkt) header() []byte {
 	}
 	ip := make([]byte, 20)
 	ip[0], ip[1], ip[8], ip[9] = 0x45, p.tos, p.ttl, 6
-	binary.BigEndian.PutUint16(ip[2:], uint16(40+p.payload))
+	binary.BigEndian.PutUint16(ip[2:], uint16(20+len(tcp)+p.payload))
 	binary.BigEndian.PutUint16(ip[4:], p.id)
+	if p.df {
+		ip[6] = 0x40
+	}
 	copy(ip[12:], p.src.Addr().AsSlice())
 	copy(ip[16:], p.dst.Addr().AsSlice())
 	return append(ip, tcp...)
@@ -82,7 +97,7 @@ func window(packets ...pkt) evidence.Window {
 		w.Packets = append(w.Packets, evidence.Packet{
 			Nanos:  start.Add(time.Duration(p.ms * float64(time.Millisecond))).UnixNano(),
 			Header: h, WireBytes: uint32(len(h) + p.payload), Direction: p.dir, Interface: p.iface, LinkType: 1,
-			Namespace: p.netns, Sighting: p.again,
+			Namespace: p.netns, Sighting: p.again, SrcMAC: [6]byte{p.mac},
 		})
 	}
 	slices.SortStableFunc(w.Packets, func(a, b evidence.Packet) int { return int(a.Nanos - b.Nanos) })

@@ -3,6 +3,7 @@ package verdict
 import (
 	"net/netip"
 	"slices"
+	"time"
 
 	"tcpcoroner/evidence"
 )
@@ -18,6 +19,23 @@ type caseFile struct {
 	resets map[resetID][]resetSight
 	// ttls counts the TTLs of received segments other than RST, by source.
 	ttls map[peerID]map[uint8]int
+	// came are addresses that packets came in from, as seen first.
+	came map[peerID]bool
+	// answers are how servers answered SYNs.
+	answers map[acceptorID]*evidence.Answer
+	// kernel are the kernel's events by what they are found by.
+	kernel kernelIndex
+	// stories are all flows that are judged, in the order of the excerpts.
+	stories []*story
+	// scanned counts closed ports by who tried them, checks connections without a
+	// word, aborts are those of an acceptor's.
+	scanned map[netip.Addr]int
+	checks  map[checkKey]int
+	aborts  map[netip.AddrPort][]time.Time
+	// deaf counts SYNs that an acceptor with a full queue left unanswered.
+	deaf map[netip.AddrPort]int
+	// folded counts stories that are told with another.
+	folded int
 	// sent counts RST segments that this host sent and did not forward.
 	sent int
 }
@@ -29,6 +47,8 @@ func newCase(inc *evidence.Incident) *caseFile {
 		listeners: map[netip.AddrPort][]*evidence.Socket{},
 		resets:    map[resetID][]resetSight{},
 		ttls:      map[peerID]map[uint8]int{},
+		came:      map[peerID]bool{},
+		answers:   map[acceptorID]*evidence.Answer{},
 		sent:      inc.Window.SentResets,
 	}
 	for _, s := range []*evidence.Snapshot{inc.After, inc.At} {
@@ -37,7 +57,18 @@ func newCase(inc *evidence.Incident) *caseFile {
 		}
 	}
 	c.indexTTLs(c.indexResets())
+	for i := range c.window.Answers {
+		a := &c.window.Answers[i]
+		c.answers[acceptorID{a.From, a.Namespace}] = a
+	}
+	c.kernel = indexKernel(inc)
 	return c
+}
+
+// acceptorID is a server's end in one namespace.
+type acceptorID struct {
+	addr      netip.AddrPort
+	namespace uint16
 }
 
 func (c *caseFile) indexSockets(all []evidence.Socket) {
@@ -75,6 +106,7 @@ func (c *caseFile) indexTTLs(peers map[peerID]bool) {
 			continue
 		}
 		if a := (peerID{g.Src.Addr(), p.Namespace}); peers[a] && !g.Flags.Has(evidence.RST) {
+			c.came[a] = c.came[a] || p.Sighting == 0
 			if c.ttls[a] == nil {
 				c.ttls[a] = map[uint8]int{}
 			}
@@ -131,8 +163,11 @@ func (c *caseFile) owner(local, remote netip.AddrPort) (*evidence.Owner, string)
 	if l == nil || l.Owner == nil || !c.soleOwner(l) {
 		return nil, ""
 	}
-	return l.Owner, "the listener on the flow's local port"
+	return l.Owner, ownedByListener
 }
+
+// ownedByListener is the source of an owner that is only the listener's.
+const ownedByListener = "the listener on the flow's local port"
 
 // soleOwner is false where several processes listen on one port (SO_REUSEPORT):
 // then the port does not tell which of them had the flow.
@@ -154,9 +189,11 @@ func (c *caseFile) describe(s *story) evidence.Flow {
 	if f.Client == e.Key.B {
 		f.ClientBytes, f.ServerBytes = f.ServerBytes, f.ClientBytes
 	}
-	f.Reset = &evidence.Reset{
-		Time: s.rst.Time, Packet: s.rst.number, From: s.rst.Src, Direction: s.direction(),
-		Interface: s.rst.sightings[0].iface, Flags: s.rst.Flags.String(), TTL: s.rst.TTL, Payload: slices.Clone(s.rst.Payload),
+	if s.rst != nil {
+		f.Reset = &evidence.Reset{
+			Time: s.rst.Time, Packet: s.rst.number, From: s.rst.Src, Direction: s.direction(),
+			Interface: s.rst.sightings[0].iface, Flags: s.rst.Flags.String(), TTL: s.rst.TTL, Payload: slices.Clone(s.rst.Payload),
+		}
 	}
 	f.Local = c.localEnd(s)
 	if f.Local.IsValid() && s.here() {
@@ -171,16 +208,29 @@ func (c *caseFile) describe(s *story) evidence.Flow {
 
 // localEnd is the zero value for a forwarded flow or an unknown direction.
 func (c *caseFile) localEnd(s *story) netip.AddrPort {
-	if s.forwarded || s.transit() && s.direction() == evidence.Received {
+	n := s.rst
+	if n == nil {
+		n = s.segments[0]
+	}
+	if s.forwarded || s.transit() && n.direction() == evidence.Received {
 		return netip.AddrPort{}
 	}
-	switch s.direction() {
+	switch n.direction() {
 	case evidence.Sent, evidence.Loopback:
-		return s.rst.Src
+		if c.foreign(n.Src.Addr(), s.excerpt.Namespace) {
+			return netip.AddrPort{}
+		}
+		return n.Src
 	case evidence.Received:
-		return s.rst.Dst
+		return n.Dst
 	}
 	return netip.AddrPort{}
+}
+
+// foreign tells whether packets of the address came in from the network: then it
+// is not one of this host's.
+func (c *caseFile) foreign(a netip.Addr, namespace uint16) bool {
+	return c.came[peerID{a, namespace}]
 }
 
 // relay tells whether this host only passed the RST on under another address: as

@@ -26,6 +26,8 @@ type chosen struct {
 	// partner is the number of the RST that this flow's relays or that relays it,
 	// 0 if there is none.
 	partner int
+	// silent: the flow has no RST.
+	silent bool
 }
 
 // choice holds the flows that are judged.

@@ -26,6 +26,13 @@ func endpointOf(a netip.AddrPort) endpoint {
 	return endpoint{binary.BigEndian.Uint64(b[:]), binary.BigEndian.Uint64(b[8:]), uint32(a.Port())}
 }
 
+func (e *endpoint) addrPort() netip.AddrPort {
+	var b [16]byte
+	binary.BigEndian.PutUint64(b[:], e.high)
+	binary.BigEndian.PutUint64(b[8:], e.low)
+	return netip.AddrPortFrom(netip.AddrFrom16(b).Unmap(), uint16(e.port))
+}
+
 func flowIDOf(src, dst netip.AddrPort, namespace uint16) flowID {
 	return newFlowID(endpointOf(src), endpointOf(dst), namespace)
 }
@@ -47,6 +54,8 @@ type glance struct {
 	src      endpoint
 	seq, ack uint32
 	flags    evidence.Flags
+	// size is the payload's length.
+	size uint32
 }
 
 // look glances at a packet; s is for those that are not as most are. It returns
@@ -58,7 +67,7 @@ func (l *glance) look(p *evidence.Packet, s *evidence.Segment) bool {
 	if evidence.ParseSegment(p, s) != nil {
 		return false
 	}
-	l.src, l.seq, l.ack, l.flags = endpointOf(s.Src), s.Seq, s.Ack, s.Flags
+	l.src, l.seq, l.ack, l.flags, l.size = endpointOf(s.Src), s.Seq, s.Ack, s.Flags, s.PayloadBytes
 	l.id = newFlowID(l.src, endpointOf(s.Dst), p.Namespace)
 	return true
 }
@@ -67,22 +76,31 @@ func (l *glance) look(p *evidence.Packet, s *evidence.Segment) bool {
 // header. No more than that is here: ParseSegment reads everything.
 func (l *glance) plain(p *evidence.Packet) bool {
 	b, at := p.Header, 20
+	wire := int(p.WireBytes)
 	var dst endpoint
 	switch {
 	case len(b) >= 40 && b[0] == 0x45 && b[9] == 6 && b[6]&0x1f|b[7] == 0:
+		if total := int(binary.BigEndian.Uint16(b[2:])); total != 0 {
+			wire = max(total, at)
+		}
 		l.src = endpoint{low: 0xffff<<32 | uint64(binary.BigEndian.Uint32(b[12:]))}
 		dst = endpoint{low: 0xffff<<32 | uint64(binary.BigEndian.Uint32(b[16:]))}
 	case len(b) >= 60 && b[0]>>4 == 6 && b[6] == 6:
 		at = 40
+		if payload := int(binary.BigEndian.Uint16(b[4:])); payload != 0 {
+			wire = at + payload
+		}
 		l.src = endpoint{high: binary.BigEndian.Uint64(b[8:]), low: binary.BigEndian.Uint64(b[16:])}
 		dst = endpoint{high: binary.BigEndian.Uint64(b[24:]), low: binary.BigEndian.Uint64(b[32:])}
 	default:
 		return false
 	}
 	t := b[at:]
-	if head := int(t[12]>>4) * 4; head < 20 || head > len(t) {
+	head := int(t[12]>>4) * 4
+	if head < 20 || head > len(t) {
 		return false
 	}
+	l.size = uint32(max(wire-at-head, 0))
 	l.src.port, dst.port = uint32(binary.BigEndian.Uint16(t)), uint32(binary.BigEndian.Uint16(t[2:]))
 	l.seq, l.ack = binary.BigEndian.Uint32(t[4:]), binary.BigEndian.Uint32(t[8:])
 	l.flags = evidence.Flags(t[13]) | evidence.Flags(t[12]&1)<<8
@@ -162,6 +180,7 @@ type tallySlot struct {
 	id          flowID
 	life        life
 	used, reset bool
+	silence     silence
 }
 
 // slot is where id stands, or where it would.
@@ -173,7 +192,7 @@ func (t *tallies) slot(id *flowID) *tallySlot {
 	}
 }
 
-func (t *tallies) count(g *glance, d evidence.Direction) {
+func (t *tallies) count(g *glance, d evidence.Direction, nanos int64) {
 	id, rst := g.id.counted(d), g.flags.Has(evidence.RST)
 	s := t.slot(&id)
 	switch {
@@ -186,9 +205,10 @@ func (t *tallies) count(g *glance, d evidence.Direction) {
 		s.id, s.used = id, true
 	case s.life.over(g):
 		t.flows++
-		s.life, s.reset = life{}, false
+		s.life, s.reset, s.silence = life{}, false, silence{}
 	}
 	s.life.observe(g)
+	s.silence.observe(g, nanos)
 	if rst && !s.reset {
 		s.reset = true
 		t.resets++

@@ -1,6 +1,7 @@
 package verdict
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -19,10 +20,56 @@ func (c *caseFile) judgeIncident(flows []evidence.Flow) evidence.Verdict {
 			return c.conntrackVerdict(f)
 		}
 	}
+	if v, ok := c.portsVerdict(); ok && !harmful(flows) {
+		return v
+	}
 	if len(flows) == 0 {
 		return evidence.Unknown("no reset is in the window", "a longer window, or a recorder nearer to the reset")
 	}
 	return c.resetsVerdict(flows)
+}
+
+func harmful(flows []evidence.Flow) bool {
+	return slices.ContainsFunc(flows, func(f evidence.Flow) bool { return !f.Verdict.Claim().Benign })
+}
+
+// portsUsed is the share of its local ports to one destination from which a source
+// counts as out of them.
+const portsUsed = 0.95
+
+// portsVerdict: this host has no local port left for a destination (connect(2):
+// EADDRNOTAVAIL). Nothing of that is on the wire.
+func (c *caseFile) portsVerdict() (evidence.Verdict, bool) {
+	var facts []evidence.Finding
+	where := ""
+	if c.inc.At != nil && c.inc.At.Implicated != nil && c.inc.At.Implicated.Ports != nil {
+		p := c.inc.At.Implicated.Ports
+		for _, u := range p.Uses {
+			if n := p.Available(); n > 0 && float64(u.Used) >= portsUsed*float64(n) {
+				where = fmt.Sprintf(" from %v to %v", u.Source, u.Destination)
+				facts = append(facts, socketFact("%d of %d local ports%s are in use, %d of them in TIME_WAIT", u.Used, n, where, u.TimeWait))
+				break
+			}
+		}
+	}
+	lines := 0
+	for i := range c.inc.Logs {
+		if l := &c.inc.Logs[i]; l.Reason == evidence.ReasonNoLocalPort {
+			if lines++; lines == 1 {
+				facts = append(facts, logFact(l))
+			}
+		}
+	}
+	if len(facts) == 0 {
+		return evidence.Verdict{}, false
+	}
+	party, pc := c.hostParty()
+	return must(evidence.Claim{
+		Origin: evidence.OriginNone, Mechanism: evidence.MechanismPortExhaustion, Layer: evidence.LayerTransport,
+		Confidence: evidence.Proven, Party: party, PartyConfidence: pc, Cause: evidence.CausePortsExhausted, CauseConfidence: evidence.Proven,
+		Sentence: "this host has no local port left" + where + ": new connections fail before a packet is sent",
+		Settle:   "net.ipv4.ip_local_port_range and the sockets to the destination (ss -tan)", Advice: c.adviceOn(evidence.CausePortsExhausted),
+	}, facts...)
 }
 
 // listenVerdict: the kernel counted overflows, and one listener's accept queue
@@ -37,6 +84,8 @@ func (c *caseFile) listenVerdict(f evidence.Firing) evidence.Verdict {
 		Confidence: evidence.Likely, Sentence: "this host's kernel turns connections away: the accept queue of a listener is full",
 		Settle: "which listener: its accept queue had drained when it was looked at",
 	}
+	claim.Party, claim.PartyConfidence = c.listenParty(f)
+	claim.Cause, claim.CauseConfidence, claim.Advice = evidence.CauseBacklogFull, evidence.Proven, c.adviceOn(evidence.CauseBacklogFull)
 	for _, l := range f.Listeners {
 		facts = append(facts, socketFact("%s has %d connections in its accept queue of %d", listenerName(&l), l.RecvQueue, l.SendQueue))
 	}
@@ -48,6 +97,16 @@ func (c *caseFile) listenVerdict(f evidence.Firing) evidence.Verdict {
 	}
 	v, _ := must(claim, facts...)
 	return v
+}
+
+// listenParty is whose the listeners are.
+func (c *caseFile) listenParty(f evidence.Firing) (evidence.Party, evidence.Confidence) {
+	for _, l := range f.Listeners {
+		if p, ok := c.role(l.Local.Addr()); ok {
+			return p, evidence.Proven
+		}
+	}
+	return c.hostParty()
 }
 
 func listenerName(l *evidence.Socket) string {
@@ -65,6 +124,8 @@ func (c *caseFile) conntrackVerdict(f evidence.Firing) evidence.Verdict {
 		Confidence: evidence.Likely, Sentence: f.Reason,
 		Settle: "who opens the connections: the top talkers of the table",
 	}
+	claim.Party, claim.PartyConfidence = c.hostParty()
+	claim.Cause, claim.CauseConfidence, claim.Advice = evidence.CauseConntrackFull, evidence.Proven, c.adviceOn(evidence.CauseConntrackFull)
 	facts := []evidence.Finding{{Kind: evidence.KindFirewall, Source: "net/netfilter/nf_conntrack_core.c", Text: f.Expression + ": " + f.Reason}}
 	if c.inc.At != nil && c.inc.At.Conntrack != nil {
 		ct := c.inc.At.Conntrack
@@ -86,17 +147,25 @@ func (c *caseFile) conntrackVerdict(f evidence.Firing) evidence.Verdict {
 type group struct {
 	claim evidence.Claim
 	flows []*evidence.Flow
+	// causes are those flows that are no consequence of another leg.
+	causes int
 }
 
-// resetsVerdict names the largest harmful group and tells the others beside it.
+// resetsVerdict names the largest harmful group and tells the others beside it. A
+// consequence on another leg does not outvote its cause.
 func (c *caseFile) resetsVerdict(flows []evidence.Flow) evidence.Verdict {
 	groups := grouped(flows)
 	first := groups[0]
 	claim := first.claim
 	claim.Sentence = summary(groups, len(flows)) + c.unjudged(len(flows))
+	claim.Process, claim.Decision, claim.Trigger = nil, nil, 0
+	if claim.Benign { // what did harm elsewhere may not have passed here
+		claim.PartyConfidence, claim.CauseConfidence = claim.PartyConfidence.AtMost(evidence.Likely), claim.CauseConfidence.AtMost(evidence.Likely)
+	}
 	findings := append([]evidence.Finding{}, first.flows[0].Verdict.Findings()...)
 	findings = append(findings, evidence.Finding{Kind: evidence.KindPacket, Packets: exemplars(first),
-		Text: fmt.Sprintf("%s of %d with a RST are alike", plural(len(first.flows), "flow"), len(flows))})
+		Text: fmt.Sprintf("%s of %d are alike", plural(len(first.flows), "flow"), len(flows))})
+	findings = append(findings, c.pressure(claim)...)
 	if claim.Confidence == evidence.Uncertain {
 		return evidence.Unknown(claim.Sentence, claim.Settle, findings...)
 	}
@@ -104,16 +173,35 @@ func (c *caseFile) resetsVerdict(flows []evidence.Flow) evidence.Verdict {
 	return v
 }
 
+// stalled is the share of time, in percent, from which a stall is worth telling.
+const stalled = 20
+
+// pressure tells of stalls on this host while something here was too slow. It is an
+// annotation and never a verdict (Documentation/accounting/psi.rst).
+func (c *caseFile) pressure(claim evidence.Claim) (facts []evidence.Finding) {
+	if claim.Cause != evidence.CauseTimeout && claim.Cause != evidence.CauseBacklogFull || c.inc.At == nil ||
+		c.inc.At.Implicated == nil || c.inc.At.Implicated.Load == nil {
+		return nil
+	}
+	for _, name := range []string{"cpu", "io", "memory"} {
+		if p := c.inc.At.Implicated.Load.Pressure[name]; p.Some.Avg10 >= stalled {
+			facts = append(facts, evidence.Finding{Kind: evidence.KindProcess, Source: "Documentation/accounting/psi.rst",
+				Text: fmt.Sprintf("tasks of this host waited for %s during %.0f %% of the last 10 s", name, p.Some.Avg10)})
+		}
+	}
+	return facts
+}
+
 // unjudged tells that there are more flows with a RST than were looked into.
 func (c *caseFile) unjudged(judged int) string {
-	w := c.window
+	all := c.window.ResetFlowCount - c.folded
 	switch {
-	case w.ResetFlowCount <= judged:
+	case all <= judged:
 		return ""
-	case w.FlowsAtLeast:
-		return fmt.Sprintf("; %d of at least %d flows with a RST were judged", judged, w.ResetFlowCount)
+	case c.window.FlowsAtLeast:
+		return fmt.Sprintf("; %d of at least %d flows with a RST were judged", judged, all)
 	}
-	return fmt.Sprintf("; %d of %d flows with a RST were judged", judged, w.ResetFlowCount)
+	return fmt.Sprintf("; %d of %d flows with a RST were judged", judged, all)
 }
 
 // grouped sorts flows by what their verdicts have in common, harmful first,
@@ -122,20 +210,27 @@ func grouped(flows []evidence.Flow) []group {
 	type key struct {
 		o      evidence.Origin
 		m      evidence.Mechanism
+		party  evidence.Party
+		cause  evidence.Cause
 		benign bool
 	}
 	at := map[key]int{}
 	var all []group
 	for i := range flows {
 		c := flows[i].Verdict.Claim()
-		k := key{c.Origin, c.Mechanism, c.Benign}
+		k := key{c.Origin, c.Mechanism, c.Party, c.Cause, c.Benign}
 		if _, ok := at[k]; !ok {
 			at[k] = len(all)
 			all = append(all, group{claim: c})
 		}
 		g := &all[at[k]]
 		g.flows = append(g.flows, &flows[i])
+		if flows[i].Related == "" {
+			g.causes++
+		}
 		g.claim.Confidence = weaker(g.claim.Confidence, c.Confidence)
+		g.claim.PartyConfidence = weaker(g.claim.PartyConfidence, c.PartyConfidence)
+		g.claim.CauseConfidence = weaker(g.claim.CauseConfidence, c.CauseConfidence)
 	}
 	slices.SortStableFunc(all, func(a, b group) int {
 		if a.claim.Benign != b.claim.Benign {
@@ -144,9 +239,20 @@ func grouped(flows []evidence.Flow) []group {
 			}
 			return -1
 		}
-		return len(b.flows) - len(a.flows)
+		if known(&a.claim) != known(&b.claim) && min(a.causes, b.causes) > 0 {
+			return known(&b.claim) - known(&a.claim)
+		}
+		return cmp.Or(b.causes-a.causes, len(b.flows)-len(a.flows))
 	})
 	return all
+}
+
+// known is 1 if the claim names somebody.
+func known(c *evidence.Claim) int {
+	if c.Confidence == evidence.Uncertain {
+		return 0
+	}
+	return 1
 }
 
 // weaker: a group is as sure as its least sure flow.
@@ -158,17 +264,21 @@ func weaker(a, b evidence.Confidence) evidence.Confidence {
 	return b
 }
 
+// summary tells the first group in its own words, and counts the others. What is
+// only a consequence on a proxy's other leg does not make an incident mixed.
 func summary(groups []group, total int) string {
 	g := groups[0]
 	text := g.claim.Sentence
 	if len(g.flows) > 1 {
 		text = fmt.Sprintf("%d times: %s", len(g.flows), text)
 	}
-	if len(groups) == 1 {
-		return text
-	}
 	var rest []string
+	following := 0
 	for _, o := range groups[1:] {
+		if o.causes == 0 {
+			following += len(o.flows)
+			continue
+		}
 		c := o.claim
 		label := fmt.Sprintf("%s/%s", c.Origin, c.Mechanism)
 		if c.Benign {
@@ -176,12 +286,20 @@ func summary(groups []group, total int) string {
 		}
 		rest = append(rest, fmt.Sprintf("%d %s", len(o.flows), label))
 	}
-	return fmt.Sprintf("%s; mixed: of %d flows with a RST also %s", text, total, strings.Join(rest, ", "))
+	if following > 0 {
+		text += fmt.Sprintf("; %s ended in consequence on the other leg", plural(following, "flow"))
+	}
+	if len(rest) > 0 {
+		text += fmt.Sprintf("; mixed: of %d flows also %s", total, strings.Join(rest, ", "))
+	}
+	return text
 }
 
 func exemplars(g group) (packets []int) {
 	for _, f := range g.flows[:min(5, len(g.flows))] {
-		packets = append(packets, f.Reset.Packet)
+		if f.Reset != nil {
+			packets = append(packets, f.Reset.Packet)
+		}
 	}
 	return packets
 }

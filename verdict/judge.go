@@ -12,34 +12,77 @@ import (
 type Judgement struct {
 	// Flows are the implicated ones, harmful before benign, then by time.
 	Flows []evidence.Flow
-	// FlowsTotal counts the window's flows, FlowsImplicated those with a RST; they
-	// are lower bounds if the window's FlowsAtLeast is set.
+	// FlowsTotal counts the window's flows, FlowsImplicated those with a RST or that
+	// failed without one; they are lower bounds if the window's FlowsAtLeast is set.
 	FlowsTotal      int
 	FlowsImplicated int
 	Verdict         evidence.Verdict
 }
 
-// Judge concludes from inc's window, snapshots, counters and firings. The window
-// must have been filled by a Selection. Judge does not change inc, nor keep
-// references to its packets.
+// Judge concludes from inc's window, kernel events, snapshots, counters, logs and
+// firings. The window must have been filled by a Selection. Judge does not change
+// inc, nor keep references to its packets.
 func Judge(inc *evidence.Incident) Judgement {
 	c := newCase(inc)
+	c.eachStory(func(s *story) { c.stories = append(c.stories, s) })
+	c.judgeStories()
 	j := Judgement{}
-	c.eachStory(func(s *story) { j.Flows = append(j.Flows, c.judgeFlow(s)) })
-	j.FlowsImplicated = max(inc.Window.ResetFlowCount, len(j.Flows))
+	of := map[*story]int{}
+	for _, s := range c.stories {
+		if s.continues == nil && s.opinion.claim.Sentence != "" {
+			of[s] = len(j.Flows)
+			j.Flows = append(j.Flows, c.conclude(s))
+		}
+	}
+	j.FlowsImplicated = max(inc.Window.ResetFlowCount-c.folded, len(j.Flows))
 	j.FlowsTotal = max(inc.Window.FlowCount, j.FlowsImplicated)
-	order(j.Flows)
+	ids := order(j.Flows)
+	for s, i := range of {
+		if k, ok := of[s.leg]; ok {
+			j.Flows[ids[i]].Related = fmt.Sprintf("f%d", ids[k]+1)
+		}
+	}
 	j.Verdict = c.judgeIncident(j.Flows)
 	j.Flows = j.Flows[:min(len(j.Flows), evidence.MaxFlows)]
-	for i := range j.Flows {
-		j.Flows[i].ID = fmt.Sprintf("f%d", i+1)
-	}
 	return j
 }
 
-// order puts what hurts first; inside a class, what happened first.
-func order(flows []evidence.Flow) {
-	slices.SortStableFunc(flows, func(a, b evidence.Flow) int {
+// judgeStories goes through the steps of the judgement. Each looks at all stories
+// before the next begins, for flows explain each other.
+func (c *caseFile) judgeStories() {
+	c.joinKernel()
+	for _, s := range c.stories {
+		s.opinion.cap = evidence.Proven
+		c.judgeSender(s)
+	}
+	c.findContinuations()
+	c.findTimers()
+	c.findLegs()
+	c.findCrowds()
+	for _, s := range c.stories {
+		c.judgeCause(s)
+	}
+	for _, s := range c.stories {
+		c.followLeg(s)
+	}
+}
+
+func (c *caseFile) conclude(s *story) evidence.Flow {
+	flow := s.flow
+	flow.Verdict = c.verdict(s)
+	flow.Timeline = s.timeline()
+	return flow
+}
+
+// order puts what hurts first; inside a class, what happened first. It names the
+// flows, and tells for each old index the new one.
+func order(flows []evidence.Flow) []int {
+	at := make([]int, len(flows))
+	for i := range at {
+		at[i] = i
+	}
+	slices.SortStableFunc(at, func(i, k int) int {
+		a, b := &flows[i], &flows[k]
 		x, y := a.Verdict.Claim().Benign, b.Verdict.Claim().Benign
 		if x != y {
 			if x {
@@ -47,37 +90,13 @@ func order(flows []evidence.Flow) {
 			}
 			return -1
 		}
-		return cmp.Or(a.Reset.Time.Compare(b.Reset.Time), a.Reset.Packet-b.Reset.Packet)
+		return cmp.Or(when(a).Compare(when(b)), number(a)-number(b))
 	})
-}
-
-// rule is one way to explain a RST. It returns false if it does not apply.
-type rule func(*caseFile, *story) (evidence.Verdict, bool)
-
-// rules are tried in order; the first that applies decides. Doubt comes first:
-// a forged or unattributable RST must not reach the rules that name a party.
-var rules = []rule{
-	unknownDirection,
-	forwarded,
-	inconsistentSender,
-	notFromTCP,
-	refused,
-	handshakeOverflow,
-	lateData,
-	afterFIN,
-	noSocket,
-	activeAbort,
-}
-
-func (c *caseFile) judgeFlow(s *story) evidence.Flow {
-	flow := s.flow
-	flow.Verdict = unexplained(c, s)
-	for _, r := range rules {
-		if v, ok := r(c, s); ok {
-			flow.Verdict = v
-			break
-		}
+	sorted, ids := make([]evidence.Flow, len(flows)), make([]int, len(flows))
+	for n, i := range at {
+		sorted[n], ids[i] = flows[i], n
+		sorted[n].ID = fmt.Sprintf("f%d", n+1)
 	}
-	flow.Timeline = s.timeline()
-	return flow
+	copy(flows, sorted)
+	return ids
 }

@@ -38,11 +38,11 @@ func (c *caseFile) best(e *evidence.Excerpt, views []*evidence.Excerpt, told map
 			continue
 		}
 		s := c.tell(o)
-		if s == nil || !sameReset(first.rst, s.rst) {
+		if s == nil || (first.rst == nil) != (s.rst == nil) || s.rst != nil && !sameReset(first.rst, s.rst) {
 			continue
 		}
 		told[o] = true
-		if d := s.nearness() - best.nearness(); d > 0 || d == 0 && s.rst.Time.Before(best.rst.Time) {
+		if d := s.nearness() - best.nearness(); d > 0 || d == 0 && s.time().Before(best.time()) {
 			best = s
 		}
 	}

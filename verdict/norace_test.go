@@ -2,4 +2,4 @@
 
 package verdict
 
-const floodPackets = 5_000_000
+const floodPackets = 2_500_000

@@ -8,7 +8,8 @@ import (
 
 // Selection draws from a window of any size, in bounded memory, the packets that
 // Judge needs. It reads the window twice, each time from its first packet to its
-// last: Survey counts and finds the flows with a RST, Take copies their packets.
+// last: Survey counts and finds the flows that were reset or failed without an
+// answer, Take copies their packets.
 //
 //	sel := verdict.NewSelection()
 //	for each packet { sel.Survey(p) }
@@ -22,18 +23,20 @@ type Selection struct {
 	tallies                    tallies
 	recent                     recentResets
 	choice                     choice
+	answers                    answers
 	taking                     *taking
 	glance                     glance
 	ignored                    []uint16
 	segment                    evidence.Segment // reused, so that no call allocates
 }
 
-// NewSelection makes a Selection; it holds about 6 MiB, and up to 20 MiB in a storm.
+// NewSelection makes a Selection; it holds about 8 MiB, and up to 20 MiB in a storm.
 func NewSelection() *Selection {
 	return &Selection{
 		tallies: tallies{slots: make([]tallySlot, tallySlots)},
 		recent:  newRecentResets(),
 		choice:  choice{at: make(map[flowID]*chosen, maxViews)},
+		answers: answers{},
 	}
 }
 
@@ -67,7 +70,8 @@ func (s *Selection) Survey(p *evidence.Packet) {
 		return
 	}
 	if p.Sighting == 0 {
-		s.tallies.count(g, p.Direction)
+		s.tallies.count(g, p.Direction, p.Nanos)
+		s.answers.count(g, p)
 	}
 	if g.flags.Has(evidence.RST) && evidence.ParseSegment(p, &s.segment) == nil {
 		s.surveyReset(p, g.id)
@@ -101,6 +105,7 @@ func (s *Selection) surveyReset(p *evidence.Packet, id flowID) {
 // first. What is needed of the packet is copied.
 func (s *Selection) Take(p *evidence.Packet) {
 	if s.taking == nil {
+		s.choice.silent(&s.tallies)
 		s.taking = newTaking(&s.choice)
 		s.recent, s.tallies.slots = recentResets{}, nil // their memory is needed now
 	}
@@ -115,7 +120,7 @@ func (s *Selection) Take(p *evidence.Packet) {
 func (s *Selection) Fill(w *evidence.Window) {
 	w.PacketCount, w.ResetCount, w.SentResets, w.OwnResets = s.packets, s.resets, s.sent, s.own
 	w.FlowCount, w.ResetFlowCount, w.FlowsAtLeast = s.tallies.flows, s.tallies.resets, s.tallies.atLeast
-	w.Packets, w.Excerpts, w.Cut = nil, nil, false
+	w.Packets, w.Excerpts, w.Cut, w.Answers = nil, nil, false, s.answers.list()
 	if s.taking != nil {
 		s.taking.fill(w)
 	}

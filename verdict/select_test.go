@@ -322,7 +322,7 @@ func FuzzGlance(f *testing.F) {
 		if err := evidence.ParseSegment(p, &g); err != nil {
 			t.Fatalf("% x: %v", header, err)
 		}
-		long = glance{src: endpointOf(g.Src), seq: g.Seq, ack: g.Ack, flags: g.Flags}
+		long = glance{src: endpointOf(g.Src), seq: g.Seq, ack: g.Ack, flags: g.Flags, size: g.PayloadBytes}
 		long.id = flowIDOf(g.Src, g.Dst, 0)
 		if short != long {
 			t.Errorf("% x:\n%+v, want\n%+v", header, short, long)

@@ -47,11 +47,11 @@ func TestSightings(t *testing.T) {
 		direction evidence.Direction
 	}{
 		{"a bridge and its port, marked", append(flow, on(flow, .01, 0, 3, 1, same)...),
-			evidence.OriginLocalProcess, evidence.MechanismActiveAbort, evidence.Sent},
+			evidence.OriginLocalProcess, evidence.MechanismUnread, evidence.Sent},
 		{"a bridge and its port, not marked", append(flow, on(flow, .01, 0, 3, 0, same)...),
-			evidence.OriginLocalProcess, evidence.MechanismActiveAbort, evidence.Sent},
+			evidence.OriginLocalProcess, evidence.MechanismUnread, evidence.Sent},
 		{"sent, and back in on the other end of a veth", append(flow, on(flow[5:], .01, 0, 3, 1, crossed)...),
-			evidence.OriginLocalProcess, evidence.MechanismActiveAbort, evidence.Sent},
+			evidence.OriginLocalProcess, evidence.MechanismUnread, evidence.Sent},
 		{"received on a port for another address, then on the bridge",
 			append(on(peer, -.01, 0, 3, 0, func(d evidence.Direction) evidence.Direction {
 				if d == evidence.Received {
@@ -63,10 +63,10 @@ func TestSightings(t *testing.T) {
 			append(append(peer, on(peer[5:], .01, 0, 3, 1, crossed)...), on(peer[5:], .02, 0, 4, 2, same)...),
 			evidence.OriginPeerProcess, evidence.MechanismActiveAbort, evidence.Received},
 		{"bridged through", append(peer, on(peer, .01, 0, 3, 1, crossed)...),
-			evidence.OriginForwarded, evidence.MechanismUnknown, evidence.Received},
+			evidence.OriginForwarded, evidence.MechanismActiveAbort, evidence.Received},
 		{"bridged through, under another host's link-layer address",
 			append(on(peer, 0, 0, 2, 0, always(evidence.Elsewhere)), on(peer, .01, 0, 3, 1, always(evidence.Sent))...),
-			evidence.OriginForwarded, evidence.MechanismUnknown, evidence.Received},
+			evidence.OriginForwarded, evidence.MechanismActiveAbort, evidence.Received},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -100,7 +100,7 @@ func TestNamespaces(t *testing.T) {
 		local     bool
 		sentence  string
 	}{
-		{"a container's process sent it", append(inside, hosts...), evidence.OriginLocalHost, 1, true, "this host (namespace blue) aborted"},
+		{"a container's process sent it", append(inside, hosts...), evidence.OriginLocalProcess, 1, true, "this host (namespace blue) aborted"},
 		{"it came in for a container", append(insidePeer, hostsPeer...), evidence.OriginPeerProcess, 1, true, "the peer"},
 		{"the container is not recorded", hosts, evidence.OriginForwarded, 0, false, "only routed it"},
 	}

@@ -13,7 +13,10 @@ import (
 // outside, is one segment. Its sightings are ordered by time.
 type seen struct {
 	evidence.Segment
-	number    int // packet number in the window, from 1
+	number int // packet number in the window, from 1
+	mac    [6]byte
+	// broken tells that the segment came in with a wrong checksum.
+	broken    bool
 	sightings []sighting
 }
 
@@ -59,15 +62,18 @@ type end struct {
 	hasAcked bool
 }
 
-// story is an implicated flow, told up to its first RST.
+// story is an implicated flow, told up to its first RST or, without one, to its end.
 type story struct {
 	excerpt  *evidence.Excerpt
 	flow     evidence.Flow
 	segments []*seen
-	rst      *seen
-	sender   *end // the side the RST claims to come from
-	other    *end
-	// trigger is the last segment of the other side before the RST.
+	// rst is nil if the flow failed in silence.
+	rst *seen
+	// sender is the side that the RST claims to come from or, without RST, the side
+	// that did not answer; other is the other one.
+	sender *end
+	other  *end
+	// trigger is the segment of the other side that the RST answers, or its last one.
 	trigger *seen
 	// forwarded tells that the RST came in and left again; as and left are its two
 	// forms if it was translated on the way.
@@ -75,9 +81,25 @@ type story struct {
 	as, left  *resetSight
 	// where is " (namespace blue)" if the story is not told from the recorder's own.
 	where string
+	// event is what the kernel says about sending the RST, taken what it says about
+	// the arrival of one; nil if it says nothing.
+	event, taken *evidence.KernelEvent
+	// closing is who ended the connection first.
+	closing closing
+	// legs are the flows on the other side of a proxy that this one follows from.
+	leg *story
+	// continues is the story of the same connection under another address.
+	continues *story
+	// elsewhere tells that a RST which passed through came from another distance
+	// than its sender's segments.
+	elsewhere bool
+	// repeated is how many flows were ended by the same silence or age, of timer.
+	repeated int
+	timer    time.Duration
+	opinion  opinion
 }
 
-// tell returns nil if the excerpt has no RST.
+// tell returns nil if the excerpt has no segment.
 func (c *caseFile) tell(e *evidence.Excerpt) *story {
 	s := &story{excerpt: e}
 	if e.Namespace != 0 {
@@ -86,16 +108,69 @@ func (c *caseFile) tell(e *evidence.Excerpt) *story {
 	for _, i := range e.Kept {
 		c.sight(s, &c.window.Packets[i])
 	}
-	if s.rst = s.firstRST(); s.rst == nil {
+	if len(s.segments) == 0 {
 		return nil
 	}
-	s.sender = s.sideBefore(s.rst.Src)
-	s.other = s.sideBefore(s.rst.Dst)
-	s.trigger = s.other.last
-	s.as, s.left = c.relay(s)
-	s.forwarded = s.as != nil || s.rst.passed()
+	s.rst = s.firstRST()
+	if s.rst == nil {
+		s.other, s.sender = s.unanswered()
+	} else {
+		s.sender = s.sideBefore(s.rst.Src)
+		s.other = s.sideBefore(s.rst.Dst)
+	}
+	s.trigger = s.provoker()
+	if s.rst != nil {
+		s.as, s.left = c.relay(s)
+		s.forwarded = s.as != nil || s.rst.passed()
+	}
 	s.flow = c.describe(s)
+	s.closing = s.firstCloser()
 	return s
+}
+
+// unanswered are the side that spoke last with something to answer, and the one
+// that stayed silent.
+func (s *story) unanswered() (spoke, silent *end) {
+	k := s.excerpt.Key
+	last := s.segments[0].Src
+	for _, n := range s.segments {
+		if n.Length() > 0 {
+			last = n.Src
+		}
+	}
+	other := k.A
+	if last == k.A {
+		other = k.B
+	}
+	return s.sideBefore(last), s.sideBefore(other)
+}
+
+// provoker is the segment of the other side that a RST without socket answers: the
+// latest whose acknowledgment is the RST's sequence number; otherwise its last.
+func (s *story) provoker() *seen {
+	if s.rst == nil || s.rst.Flags.Has(evidence.ACK) {
+		return s.other.last
+	}
+	for i := len(s.segments) - 1; i >= 0; i-- {
+		n := s.segments[i]
+		if n.Src == s.rst.Dst && !n.Time.After(s.rst.Time) && n.Flags.Has(evidence.ACK) && n.Ack == s.rst.Seq &&
+			s.rst.Time.Sub(n.Time) <= provokedWithin {
+			return n
+		}
+	}
+	return s.other.last
+}
+
+// provokedWithin bounds how long a host takes to answer a segment that no socket
+// takes, its way here included.
+const provokedWithin = 2 * time.Second
+
+// time is when the flow was reset or, without RST, when it was last heard of.
+func (s *story) time() time.Time {
+	if s.rst != nil {
+		return s.rst.Time
+	}
+	return s.segments[len(s.segments)-1].Time
 }
 
 // here tells whether the story is told from the recorder's own namespace, whose
@@ -109,7 +184,7 @@ func (s *story) near(r *resetSight) bool {
 
 // sight adds a packet, as a new segment or as a further sighting of one.
 func (c *caseFile) sight(s *story, p *evidence.Packet) {
-	n := &seen{number: p.Number}
+	n := &seen{number: p.Number, mac: p.SrcMAC, broken: p.Checksum == evidence.ChecksumBad && p.Direction == evidence.Received}
 	if evidence.ParseSegment(p, &n.Segment) != nil {
 		return
 	}
@@ -217,12 +292,32 @@ func (s *story) unread() bool {
 // passive tells whether the RST has the form of an answer to the trigger:
 // <SEQ=SEG.ACK><CTL=RST> (RFC 9293 section 3.5.2; tcp_v4_send_reset).
 func (s *story) passive() bool {
-	return s.trigger != nil && !s.rst.Flags.Has(evidence.ACK) &&
+	return s.rst != nil && s.trigger != nil && !s.rst.Flags.Has(evidence.ACK) &&
 		s.trigger.Flags.Has(evidence.ACK) && s.rst.Seq == s.trigger.Ack
 }
 
+// active tells whether the RST has the form of a socket's own:
+// <SEQ=SND.NXT><ACK=RCV.NXT><CTL=RST,ACK> (tcp_send_active_reset).
+func (s *story) active() bool {
+	return s.rst != nil && s.rst.Flags.Has(evidence.ACK) && s.sender.synced && s.rst.Seq == s.sender.next
+}
+
+// answersSYN tells whether the RST has the form of an answer to a SYN: sequence
+// number 0 (the SYN carried no ACK) and acknowledging just the SYN (RFC 9293
+// section 3.10.7.1).
+func (s *story) answersSYN() bool {
+	syn := s.other.syn
+	return s.rst != nil && syn != nil && !syn.Flags.Has(evidence.ACK) && !s.sender.synced &&
+		s.rst.Flags.Has(evidence.ACK) && s.rst.Ack == syn.Seq+syn.Length()
+}
+
 // direction is the RST's as this host saw it.
-func (s *story) direction() evidence.Direction { return s.rst.direction() }
+func (s *story) direction() evidence.Direction {
+	if s.rst == nil {
+		return evidence.DirectionUnknown
+	}
+	return s.rst.direction()
+}
 
 // transit tells whether this host is on the way and not an end: some segment of
 // the flow came in and left again.

@@ -89,7 +89,7 @@ func newTaking(c *choice) *taking {
 		partners: map[int]bool{}, peers: map[peerID]*peer{},
 	}
 	for id, f := range c.at {
-		t.views[id] = &view{excerpt: -1, left: t.share.left, connections: t.share.connections}
+		t.views[id] = &view{excerpt: -1, left: t.share.left, connections: t.share.connections, silent: f.silent}
 		if f.partner != 0 {
 			t.partners[f.partner] = true
 		}
@@ -181,6 +181,7 @@ func (t *taking) copy(room *[]byte, header []byte) bool {
 
 // fill hands over what was kept.
 func (t *taking) fill(w *evidence.Window) {
+	t.commitSilent()
 	for _, v := range t.views {
 		v.settle(t)
 	}
@@ -196,6 +197,21 @@ func (t *taking) fill(w *evidence.Window) {
 		}
 	}
 	slices.SortFunc(w.Excerpts, func(a, b evidence.Excerpt) int { return int(a.Kept[0] - b.Kept[0]) })
+}
+
+// commitSilent keeps the connections that never had a RST, in the order of time: the
+// same packets give the same excerpts where there is not room for all.
+func (t *taking) commitSilent() {
+	var silent []*view
+	for _, v := range t.views {
+		if v.silent && !v.ended && v.opening > 0 && v.slots[0].used {
+			silent = append(silent, v)
+		}
+	}
+	slices.SortFunc(silent, func(a, b *view) int { return a.slots[0].packet.Number - b.slots[0].packet.Number })
+	for _, v := range silent {
+		v.commit(t, nil)
+	}
 }
 
 // slab hands out room for headers.

@@ -32,7 +32,7 @@ func (s *story) landmarks() map[int]bool {
 		case n.PayloadBytes > 0 && !firstData[n.Src.String()]:
 			firstData[n.Src.String()] = true
 			keep[i] = true
-		case i >= at && i <= at+5:
+		case at >= 0 && i >= at && i <= at+5, at < 0 && i >= len(s.segments)-5:
 			keep[i] = true
 		}
 	}
@@ -42,6 +42,9 @@ func (s *story) landmarks() map[int]bool {
 // bounded drops the earliest landmarks between the opening and the RST where
 // there are too many (retransmitted SYNs or FINs).
 func (s *story) bounded(keep map[int]bool, at int) map[int]bool {
+	if at < 0 {
+		at = len(s.segments) - 5
+	}
 	for i := 3; i < at && len(keep) > evidence.MaxSteps; i++ {
 		delete(keep, i)
 	}
@@ -58,11 +61,15 @@ func (s *story) line(n *seen) string {
 	fmt.Fprintf(b, "%+.3fms %s %s seq=%d ack=%d win=%d len=%d ttl=%d", float64(n.Time.Sub(s.flow.First).Microseconds())/1e3,
 		arrow, n.Flags, n.Seq, n.Ack, n.Window, n.PayloadBytes, n.TTL)
 	switch {
+	case s.closing.at == n && n != s.rst:
+		b.WriteString("  # the first to close")
 	case n == s.rst && s.forwarded:
 		b.WriteString("  # the reset, on its way through this host")
 	case n == s.rst:
 		fmt.Fprintf(b, "  # reset by %s", s.who())
-	case n == s.trigger:
+	case n == s.trigger && s.passive():
+		b.WriteString("  # what the reset answers")
+	case n == s.trigger && s.rst != nil:
 		b.WriteString("  # the last segment of the side that got the RST")
 	}
 	return b.String()

@@ -21,6 +21,8 @@ type view struct {
 	// left and connections are what may still be kept.
 	left, connections int
 	tally             evidence.Excerpt
+	// silent: the connection is told although no RST comes.
+	silent bool
 }
 
 // slot holds a packet; its header has room of its own.
@@ -56,7 +58,7 @@ func (v *view) begin() {
 	for i := range v.slots {
 		v.slots[i].used = false
 	}
-	*v = view{slots: v.slots, excerpt: -1, left: v.left, connections: v.connections}
+	*v = view{slots: v.slots, excerpt: -1, left: v.left, connections: v.connections, silent: v.silent}
 }
 
 // count counts the whole connection, kept or not.
@@ -136,12 +138,12 @@ func (v *view) put(t *taking, at int, p *evidence.Packet, g *evidence.Segment) {
 	s.packet.Header, s.end = room, g.Seq+g.Length()
 }
 
-// commit keeps for good what was held back, and the RST itself.
+// commit keeps for good what was held back, and the RST itself, if there is one.
 func (v *view) commit(t *taking, rst *evidence.Packet) {
 	if v.connections == 0 || v.left <= 0 || len(t.excerpts) == maxExcerpts {
 		return
 	}
-	if !t.store(rst, int32(len(t.excerpts))) {
+	if rst != nil && !t.store(rst, int32(len(t.excerpts))) {
 		return
 	}
 	v.connections--

@@ -2,6 +2,7 @@ package verdict
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"tcpcoroner/evidence"
@@ -23,6 +24,7 @@ const (
 const (
 	settlePeer     = "a capture on the peer at the same moment: did the RST leave that host?"
 	settleKernel   = "the kernel's reset reason and the owning socket (kernel evidence), or the owner's log"
+	settleOwner    = "the owner's log of that moment, and a stack of the process at the close"
 	settleFirewall = "the firewall ruleset of this host with its counters: is there a reject with tcp reset?"
 )
 
@@ -37,12 +39,97 @@ func (s *story) who() string {
 	return fmt.Sprintf("the peer %v", s.rst.Src)
 }
 
+// sentenceHere tells of a RST that this host sent.
+func (c *caseFile) sentenceHere(s *story, r kernelReason) string {
+	o := &s.opinion.claim
+	who := s.whoKernel()
+	if o.Process != nil && r.origin == evidence.OriginLocalProcess {
+		who = processName(o.Process) + " on this host" + s.where
+	} else if r.origin == evidence.OriginLocalProcess || r.origin == evidence.OriginLocalHost {
+		who = s.who()
+	}
+	switch {
+	case r.mechanism.Family() == evidence.MechanismRefused:
+		return fmt.Sprintf("%s refused the connection to %v: %s", who, s.rst.Src, r.text)
+	case r.mechanism == evidence.MechanismQueueOverflow:
+		return fmt.Sprintf("%s reset a completed handshake with %v: %s", who, s.rst.Src, r.text)
+	case r.mechanism == evidence.MechanismLateData && s.event == nil:
+		return fmt.Sprintf("%s %s", s.who(), r.text)
+	case r.origin == evidence.OriginLocalKernel && s.event != nil:
+		return fmt.Sprintf("%s answered with RST: %s", who, r.text)
+	}
+	return fmt.Sprintf("%s %s (%s side)", who, r.text, s.role())
+}
+
+// sentenceThere tells of a RST that came in.
+func (c *caseFile) sentenceThere(s *story, m making) string {
+	switch o := s.opinion.claim.Origin; {
+	case o == evidence.OriginNAT:
+		return fmt.Sprintf("the translator at %v has lost the connection and answered with RST", s.rst.Src.Addr())
+	case s.answersSYN():
+		return fmt.Sprintf("%s refused the connection to %v: %s", s.whoKernel(), s.rst.Src, m.text)
+	case m.mechanism.Family() == evidence.MechanismRefused, o == evidence.OriginPeerKernel:
+		return fmt.Sprintf("%s %s", s.whoKernel(), m.text)
+	}
+	return fmt.Sprintf("%s %s (%s side)", s.who(), m.text, s.role())
+}
+
+// whoKernel names the sender of a RST that no process asked for.
+func (s *story) whoKernel() string {
+	if s.local() {
+		return "this host's kernel" + s.where
+	}
+	return fmt.Sprintf("the peer's host %v", s.rst.Src.Addr())
+}
+
+// join lists in one sentence.
+func join(all []string) string { return strings.Join(all, ", ") }
+
+func commonest(ttls map[uint8]int) (ttl uint8, total int) {
+	best := 0
+	for t, n := range ttls {
+		total += n
+		if n > best || (n == best && t > ttl) {
+			ttl, best = t, n
+		}
+	}
+	return ttl, total
+}
+
+// when is a flow's RST, or its end.
+func when(f *evidence.Flow) time.Time {
+	if f.Reset != nil {
+		return f.Reset.Time
+	}
+	return f.Last
+}
+
+// number is that of a flow's RST in the window, 0 without one.
+func number(f *evidence.Flow) int {
+	if f.Reset != nil {
+		return f.Reset.Packet
+	}
+	return 0
+}
+
 // role of the RST's sender in the flow.
 func (s *story) role() string {
 	if s.rst.Src == s.flow.Server {
 		return "server"
 	}
 	return "client"
+}
+
+// diagnosis reads the payload of a RST that tells its reason.
+func (s *story) diagnosis() (evidence.Finding, bool) {
+	p := s.rst.Payload
+	switch {
+	case len(p) >= 4 && p[0] == 0x33 && p[1] == 0xaa:
+		return packetFact("draft-ietf-tcpm-rst-diagnostic-payload", fmt.Sprintf("the RST gives a reason: code %d", int(p[2])<<8|int(p[3])), s.rst), true
+	case len(p) > 0:
+		return packetFact("RFC 9293 section 3.5.3", fmt.Sprintf("the RST carries %s of text", plural(int(s.rst.PayloadBytes), "byte")), s.rst), true
+	}
+	return evidence.Finding{}, false
 }
 
 // sawRST is the finding that every verdict starts with.

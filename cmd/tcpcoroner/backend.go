@@ -228,5 +228,6 @@ func triggerStatus(t triggers.State) api.TriggerStatus {
 	return api.TriggerStatus{
 		Name: t.Name, State: string(t.Phase), Value: t.Value, Threshold: t.Threshold, Baseline: t.Baseline, Unit: t.Unit,
 		LastFired: t.LastFired, Fired: t.Fired, Suppressed: t.Suppressed, Why: t.Why,
+		DryRun: t.DryRun, WouldHaveFired: t.WouldHaveFired,
 	}
 }

@@ -227,7 +227,7 @@ func chainIncident(t *testing.T, p *process, id string) *evidence.Incident {
 func checkAborts(t *testing.T, inc *evidence.Incident, s *site) {
 	t.Helper()
 	c := inc.Verdict.Claim()
-	if inc.Trigger() != "resets" || c.Origin != evidence.OriginLocalProcess || c.Mechanism != evidence.MechanismActiveAbort {
+	if inc.Trigger() != "resets" || c.Origin != evidence.OriginLocalProcess || c.Mechanism != evidence.MechanismLinger {
 		t.Errorf("incident by %q: %s/%s: %s", inc.Trigger(), c.Origin, c.Mechanism, c.Sentence)
 	}
 	aborted := 0
@@ -405,7 +405,12 @@ func TestChainConntrack(t *testing.T) {
 	lab := netlab.New(t)
 	col := newCollector(t, lab.Server)
 	s := newSite(t, lab)
-	p := startDaemon(t, lab.Server, t.TempDir(), col.env())
+	// Filled within a second, the table would be foreseen to be full from 70 % on.
+	file := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.WriteFile(file, []byte("triggers:\n  conntrack:\n    full_within: 0s\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := startDaemon(t, lab.Server, t.TempDir(), col.env(), "--config", file)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	go s.browse(ctx, t)
@@ -416,7 +421,7 @@ func TestChainConntrack(t *testing.T) {
 	cancel()
 	inc := chainIncident(t, p, list[0].ID)
 	checkConntrack(t, inc, limit)
-	file := filepath.Join(t.TempDir(), "pulled.pcapng")
+	file = filepath.Join(t.TempDir(), "pulled.pcapng")
 	if _, stderr, code := cli(t, "pull", "last", "-o", file, "--socket", p.socket); code != 0 {
 		t.Fatalf("pull: exit %d: %s", code, stderr)
 	}

@@ -175,7 +175,10 @@ func (c *collector) checkOnce(t *testing.T, inc *evidence.Incident) {
 			continue
 		}
 		if s.has("tcpcoroner.flow.id") {
-			c.checkKeys(t, &s, "network.peer.address", "network.peer.port", "tcpcoroner.reset.by", "tcpcoroner.reset.cause", "error.type")
+			c.checkKeys(t, &s, "network.peer.address", "network.peer.port")
+		}
+		if s.has("tcpcoroner.flow.id") && (strings.HasPrefix(s.Name, "tcp reset") || strings.HasPrefix(s.Name, "tcp refused")) {
+			c.checkKeys(t, &s, "tcpcoroner.reset.by", "tcpcoroner.reset.cause", "error.type")
 		}
 	}
 	for id, n := range ids {

@@ -52,53 +52,65 @@ type windowConfig struct {
 	Max    duration `yaml:"max"`
 }
 
+// triggersConfig is the storm control, and each trigger's own configuration.
 type triggersConfig struct {
-	// CoolDown is how long after a storm the same trigger stays silent.
-	CoolDown  duration        `yaml:"cool_down"`
-	Resets    resetsConfig    `yaml:"resets"`
-	Conntrack conntrackConfig `yaml:"conntrack"`
-	Listen    listenConfig    `yaml:"listen"`
+	triggers.SetConfig `yaml:",inline"`
+	Resets             triggers.HarmConfig            `yaml:"resets"`
+	ResetRate          triggers.ResetsConfig          `yaml:"reset_rate"`
+	Conntrack          triggers.ConntrackConfig       `yaml:"conntrack"`
+	Listen             triggers.ListenConfig          `yaml:"listen"`
+	AcceptQueue        triggers.QueueConfig           `yaml:"accept_queue"`
+	SYNDrops           triggers.RiseConfig            `yaml:"syn_drops"`
+	ConnectFailures    triggers.RiseConfig            `yaml:"connect_failures"`
+	Timeouts           triggers.RiseConfig            `yaml:"timeouts"`
+	Retransmissions    triggers.RetransmissionsConfig `yaml:"retransmissions"`
+	Drops              triggers.RiseConfig            `yaml:"drops"`
+	Memory             triggers.MemoryConfig          `yaml:"memory"`
+	Ports              triggers.PortsConfig           `yaml:"ports"`
+	Logs               triggers.LogsConfig            `yaml:"logs"`
 }
 
-type resetsConfig struct {
-	Enabled   bool     `yaml:"enabled"`
-	Window    duration `yaml:"window"`
-	Threshold float64  `yaml:"threshold"`
-	Factor    float64  `yaml:"factor"`
+// defaultTriggers has those off that fire on what is harmless on many hosts:
+// resets without regard to what they did, and connections that fail to open,
+// which health checks and scanners make all day.
+func defaultTriggers() triggersConfig {
+	t := triggersConfig{
+		SetConfig: triggers.DefaultSet(), Resets: triggers.DefaultHarm(), ResetRate: triggers.DefaultResets(),
+		Conntrack: triggers.DefaultConntrack(), Listen: triggers.DefaultListen(), AcceptQueue: triggers.DefaultQueue(),
+		SYNDrops: triggers.DefaultSYNDrops(), ConnectFailures: triggers.DefaultConnectFailures(), Timeouts: triggers.DefaultTimeouts(),
+		Retransmissions: triggers.DefaultRetransmissions(), Drops: triggers.DefaultDrops(), Memory: triggers.DefaultMemory(),
+		Ports: triggers.DefaultPorts(), Logs: triggers.DefaultLogs(),
+	}
+	t.ResetRate.Enabled, t.ConnectFailures.Enabled = false, false
+	t.DryRun = []string{}
+	return t
 }
 
-func (c resetsConfig) config() triggers.ResetsConfig {
-	return triggers.ResetsConfig{Enabled: c.Enabled, Window: time.Duration(c.Window), Threshold: c.Threshold, Factor: c.Factor}
+// triggerNames are what dry_run may name: the sections above.
+var triggerNames = []string{
+	"resets", "reset_rate", "conntrack", "listen", "accept_queue", "syn_drops", "connect_failures", "timeouts",
+	"retransmissions", "drops", "memory", "ports", "logs",
 }
 
-type conntrackConfig struct {
-	Enabled      bool     `yaml:"enabled"`
-	Usage        float64  `yaml:"usage"`
-	Rearm        float64  `yaml:"rearm"`
-	Window       duration `yaml:"window"`
-	Drops        uint64   `yaml:"drops"`
-	InsertFailed uint64   `yaml:"insert_failed"`
-}
-
-func (c conntrackConfig) config() triggers.ConntrackConfig {
-	return triggers.ConntrackConfig{Enabled: c.Enabled, Usage: c.Usage, Rearm: c.Rearm,
-		Window: time.Duration(c.Window), Drops: c.Drops, InsertFailed: c.InsertFailed}
-}
-
-type listenConfig struct {
-	Enabled   bool     `yaml:"enabled"`
-	Window    duration `yaml:"window"`
-	Threshold float64  `yaml:"threshold"`
-}
-
-func (c listenConfig) config() triggers.ListenConfig {
-	return triggers.ListenConfig{Enabled: c.Enabled, Window: time.Duration(c.Window), Threshold: c.Threshold}
-}
-
-func (c triggersConfig) storms() triggers.SetConfig {
-	s := triggers.DefaultSet()
-	s.CoolDown = time.Duration(c.CoolDown)
-	return s
+// validate names the first wrong field of each trigger.
+func (t *triggersConfig) validate() (wrong []string) {
+	rise := func(c triggers.RiseConfig, name string) error { return c.Validate(name) }
+	for _, err := range []error{
+		t.SetConfig.Validate(), t.Resets.Validate(), t.ResetRate.Validate(), t.Conntrack.Validate(), t.Listen.Validate(),
+		t.AcceptQueue.Validate(), rise(t.SYNDrops, "syn_drops"), rise(t.ConnectFailures, "connect_failures"),
+		rise(t.Timeouts, "timeouts"), t.Retransmissions.Validate(), rise(t.Drops, "drops"), t.Memory.Validate(),
+		t.Ports.Validate(), t.Logs.Validate(),
+	} {
+		if err != nil {
+			wrong = append(wrong, "triggers."+err.Error())
+		}
+	}
+	for _, name := range t.DryRun {
+		if !slices.Contains(triggerNames, name) {
+			wrong = append(wrong, fmt.Sprintf("triggers.dry_run names %q: must be of %s", name, strings.Join(triggerNames, ", ")))
+		}
+	}
+	return wrong
 }
 
 type storeConfig struct {
@@ -111,13 +123,7 @@ func defaultConfig() config {
 	var c config
 	c.Recorder = recorderConfig{Age: duration(10 * time.Minute), CPU: 2, Namespaces: []string{}, SelfTest: duration(time.Minute), Kernel: evidence.LevelFull}
 	c.Window = windowConfig{Before: duration(30 * time.Second), After: duration(5 * time.Second), Max: duration(30 * time.Second)}
-	r, ct, l := triggers.DefaultResets(), triggers.DefaultConntrack(), triggers.DefaultListen()
-	c.Triggers = triggersConfig{
-		CoolDown:  duration(triggers.DefaultSet().CoolDown),
-		Resets:    resetsConfig{r.Enabled, duration(r.Window), r.Threshold, r.Factor},
-		Conntrack: conntrackConfig{ct.Enabled, ct.Usage, ct.Rearm, duration(ct.Window), ct.Drops, ct.InsertFailed},
-		Listen:    listenConfig{l.Enabled, duration(l.Window), l.Threshold},
-	}
+	c.Triggers = defaultTriggers()
 	c.Store = storeConfig{MaxAge: duration(30 * 24 * time.Hour), MaxBytes: 2 << 30}
 	return c
 }
@@ -228,11 +234,7 @@ func (c *config) validate() error {
 	check(w.Max >= w.After && w.Max <= duration(10*time.Minute), "window.max", w.Max, "from window.after to 10m")
 	check(c.Store.MaxAge >= duration(time.Minute), "store.max_age", c.Store.MaxAge, "1m or more")
 	check(c.Store.MaxBytes >= 16<<20, "store.max_bytes", c.Store.MaxBytes, "16MiB or more")
-	for _, v := range []interface{ Validate() error }{t.storms(), t.Resets.config(), t.Conntrack.config(), t.Listen.config()} {
-		if err := v.Validate(); err != nil {
-			wrong = append(wrong, "triggers."+err.Error())
-		}
-	}
+	wrong = append(wrong, t.validate()...)
 	if wrong == nil {
 		return nil
 	}

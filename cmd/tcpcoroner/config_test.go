@@ -24,7 +24,7 @@ func TestParseConfig(t *testing.T) {
 			c.Recorder.CPU, c.Recorder.Namespaces = 0.5, []string{"/run/netns/blue"}
 		}},
 		{"deep", "triggers:\n  cool_down: 1m\n  resets: {enabled: false, threshold: 7.5}\n", func(c *config) {
-			c.Triggers.CoolDown, c.Triggers.Resets.Enabled, c.Triggers.Resets.Threshold = duration(time.Minute), false, 7.5
+			c.Triggers.CoolDown, c.Triggers.Resets.Enabled, c.Triggers.Resets.Threshold = time.Minute, false, 7.5
 		}},
 	}
 	for _, tt := range tests {

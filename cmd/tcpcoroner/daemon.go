@@ -50,6 +50,8 @@ type daemon struct {
 	timeline *snapshot.Timeline
 	// tracking is the state of connection tracking at the last tick: of the watch.
 	tracking tracking
+	ports    portWatch
+	lines    lineCounter
 	around   around
 	// pulling is held while a stored window is read and sent, which takes some
 	// memory: a few at a time. Incidents never wait for it.
@@ -92,7 +94,9 @@ func (d *daemon) open(ctx context.Context, socket string) (err error) {
 	if err := d.openKernel(); err != nil {
 		return err
 	}
-	d.triggers = d.watches()
+	if d.triggers, err = d.watches(); err != nil {
+		return err
+	}
 	d.keeper = d.newKeeper()
 	if d.server, err = api.Listen(socket, backend{d}); err != nil {
 		return err
@@ -131,53 +135,6 @@ func (d *daemon) openRecorder() (err error) {
 	return nil
 }
 
-func (d *daemon) watches() *triggers.Set {
-	t := d.cfg.Triggers
-	return triggers.NewSet(t.storms(),
-		triggers.NewResets(t.Resets.config(), func() uint64 { return d.recorder.Stats().Resets }),
-		triggers.NewConntrack(t.Conntrack.config(), d.conntrack),
-		triggers.NewListen(t.Listen.config(), d.history.latest, d.listeners),
-	)
-}
-
-// tracking is one look at connection tracking. Without its drop counters the
-// level is still worth watching.
-type tracking struct {
-	state *evidence.Conntrack
-	err   error
-}
-
-func (d *daemon) conntrack() (*evidence.Conntrack, error) {
-	if d.tracking.state != nil {
-		return d.tracking.state, nil
-	}
-	return nil, d.tracking.err
-}
-
-// listeners lists the listeners, those with a full accept queue with owners.
-func (d *daemon) listeners() ([]evidence.Socket, error) {
-	all, err := d.taker.Listeners()
-	if err != nil {
-		return nil, err
-	}
-	var full []uint32
-	for i := range all {
-		if triggers.Full(&all[i]) {
-			full = append(full, all[i].Inode)
-		}
-	}
-	if full == nil {
-		return all, nil
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), snapshotTime)
-	defer cancel()
-	owners, _ := d.taker.OwnersOf(ctx, full) // what could not be read stays unnamed; the snapshot says why
-	for i := range all {
-		all[i].Owner = owners[all[i].Inode]
-	}
-	return all, nil
-}
-
 // maxPulls bounds the captures that are sent at once.
 const maxPulls = 2
 
@@ -194,7 +151,10 @@ func (d *daemon) newKeeper() *keeper {
 		gather:   d.gather,
 		hold:     d.hold,
 		put: func(inc *evidence.Incident, chunks iter.Seq2[[]byte, error]) error {
-			return d.store.Put(inc, chunks, d.exporter.Signals()...)
+			before := d.stored()
+			err := d.store.Put(inc, chunks, d.exporter.Signals()...)
+			d.triggers.Stored(time.Now(), d.stored()-min(before, d.stored()))
+			return err
 		},
 		stored: d.store.Chunks,
 		probes: d.prober.ports,
@@ -242,6 +202,12 @@ func (d *daemon) tell(inc *evidence.Incident) {
 	d.exporter.Kick()
 }
 
+// stored is the size of the database, in bytes.
+func (d *daemon) stored() uint64 {
+	s, _ := d.store.Stats() // what cannot be read is in the status
+	return s.Bytes
+}
+
 func (d *daemon) incidentFailed(err error) {
 	d.failed.Add(1)
 	d.fault(err)
@@ -269,6 +235,7 @@ func (d *daemon) run(ctx context.Context, ready func()) error {
 	serving.run(func() error { return d.server.Run(ctx) })
 	serving.run(func() error { return d.exporter.Run(ctx) })
 	serving.run(func() error { return d.watch(ctx, ready) })
+	serving.run(func() error { return d.followLogs(ctx) })
 	<-ctx.Done()
 	d.keeper.stop()
 	err := serving.wait()

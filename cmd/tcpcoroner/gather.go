@@ -55,6 +55,7 @@ func (d *daemon) gather(inc *evidence.Incident, from, to time.Time) {
 	if s := d.timeline.Window(from, to); len(s.Times) > 0 {
 		inc.Series = &s
 	}
+	inc.Ledger = d.kernelLedger(inc, from, to)
 	if inc.After != nil {
 		inc.After.Missing = append(inc.After.Missing, missing...)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"tcpcoroner/evidence"
 	"tcpcoroner/recorder"
+	"tcpcoroner/triggers"
 	"tcpcoroner/verdict"
 )
 
@@ -77,6 +78,7 @@ type openIncident struct {
 	// until is when the window closes; last is the latest it may.
 	until, last time.Time
 	changed     chan struct{} // buffered 1: until moved
+	looks       sync.WaitGroup
 	done        chan struct{} // closed when durable or failed
 	err         error         // valid after done
 }
@@ -89,7 +91,9 @@ func (k *keeper) fire(f evidence.Firing, after time.Duration) (o *openIncident, 
 	case k.stopped:
 		return refused(f), false
 	case k.open != nil:
-		k.open.join(f, after)
+		if k.open.join(f, after) {
+			k.lookAgain(k.open, f.Time)
+		}
 		return k.open, true
 	}
 	k.open = k.begin(f, after)
@@ -124,12 +128,26 @@ func newTraceID() string {
 	return hex.EncodeToString(b[:])
 }
 
-func (o *openIncident) join(f evidence.Firing, after time.Duration) {
+// join tells whether it is the first news of an incident that a person began, who
+// may have begun it long before there was anything to see.
+func (o *openIncident) join(f evidence.Firing, after time.Duration) (news bool) {
 	o.inc.Joined++
+	news = o.inc.Joined == 1 && o.inc.Trigger() == triggers.NameManual && f.Trigger != triggers.NameManual
 	if len(o.inc.Firings) < maxFirings {
 		o.inc.Firings = append(o.inc.Firings, f)
 	}
 	o.extend(f.Time.Add(after))
+	return news
+}
+
+// lookAgain replaces the first snapshot: sockets vanish.
+func (k *keeper) lookAgain(o *openIncident, at time.Time) {
+	o.looks.Go(func() {
+		s := k.look(at.Add(-recently))
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		o.inc.At = s
+	})
 }
 
 // extend moves the end of the window, never past its bound and never back.
@@ -178,8 +196,14 @@ func (k *keeper) run(o *openIncident) {
 	defer close(o.done)
 	from := o.inc.Time.Add(-k.before)
 	kept, err := k.hold(from)
-	o.inc.At = k.look(o.inc.Time.Add(-recently))
+	at := k.look(o.inc.Time.Add(-recently))
+	k.mu.Lock()
+	if o.inc.At == nil {
+		o.inc.At = at
+	}
+	k.mu.Unlock()
 	k.postRoll(o)
+	o.looks.Wait()
 	if o.err = err; err == nil {
 		o.err = k.conclude(o, kept, from)
 		kept.Release()
@@ -275,8 +299,10 @@ func (k *keeper) again(inc *evidence.Incident) error {
 func (k *keeper) judge(inc *evidence.Incident, read func(func(*evidence.Packet) bool) error) {
 	sel := verdict.NewSelection()
 	sel.Ignore(k.probes())
+	wire := &evidence.WireResets{}
+	wire.Expect(inc.Kernel)
 	err := errors.Join(
-		read(func(p *evidence.Packet) bool { sel.Survey(p); return true }),
+		read(func(p *evidence.Packet) bool { sel.Survey(p); wire.Count(p); return true }),
 		read(func(p *evidence.Packet) bool { sel.Take(p); return true }))
 	w := &inc.Window
 	sel.Fill(w)
@@ -284,6 +310,7 @@ func (k *keeper) judge(inc *evidence.Incident, read func(func(*evidence.Packet) 
 		// Damage is told as a gap, not as a failure.
 		w.Gaps = append(w.Gaps, evidence.Gap{From: w.From, To: w.To, Reason: err.Error()})
 	}
+	inc.Ledger = balance(inc, wire)
 	j := verdict.Judge(inc)
 	inc.Flows, inc.FlowsTotal, inc.FlowsImplicated, inc.Verdict = j.Flows, j.FlowsTotal, j.FlowsImplicated, j.Verdict
 	w.Packets, w.Excerpts = nil, nil

@@ -109,7 +109,8 @@ func rootCommand(e *env) *cobra.Command {
 	root.PersistentFlags().StringVar(&e.socket, "socket", socket, "the daemon's control socket (or $TCPCORONER_SOCKET)")
 	root.PersistentFlags().BoolVar(&e.json, "json", false, "print JSON")
 	root.AddCommand(runCommand(e), statusCommand(e), freezeCommand(e), incidentsCommand(e), showCommand(e),
-		pullCommand(e), selftestCommand(e), versionCommand(e), manCommand(e))
+		pullCommand(e), selftestCommand(e), doctorCommand(e), versionCommand(e), manCommand(e),
+		triggersCommand(e), observeCommand(e), replayCommand(e), explainCommand(e), verifyCommand(e))
 	return root
 }
 

@@ -164,8 +164,8 @@ func (s *selftest) seen(context.Context) (string, error) {
 			len(flows), selftestResets, s.server)
 	}
 	c := flows[0].Verdict.Claim()
-	if c.Mechanism != evidence.MechanismActiveAbort {
-		return "", fmt.Errorf("the verdict is %s/%s, not an active abort: %s", c.Origin, c.Mechanism, c.Sentence)
+	if c.Mechanism != evidence.MechanismLinger && c.Mechanism != evidence.MechanismActiveAbort {
+		return "", fmt.Errorf("the verdict is %s/%s, not an abort by SO_LINGER 0: %s", c.Origin, c.Mechanism, c.Sentence)
 	}
 	return fmt.Sprintf("%d of %d: %s (%s)", len(flows), selftestResets, c.Sentence, c.Confidence), nil
 }

@@ -124,7 +124,10 @@ type TriggerStatus struct {
 	LastFired  time.Time `json:"last_fired,omitzero"`
 	Fired      uint64    `json:"fired"`
 	Suppressed uint64    `json:"suppressed"`
-	Why        string    `json:"why,omitempty"`
+	// DryRun counts what would have fired, in WouldHaveFired.
+	DryRun         bool   `json:"dry_run,omitempty"`
+	WouldHaveFired uint64 `json:"would_have_fired,omitempty"`
+	Why            string `json:"why,omitempty"`
 }
 
 // IncidentsStatus tells what is kept.

@@ -379,6 +379,8 @@ func TestReadDamaged(t *testing.T) {
 		{"cut behind a record header", old[:24+16], "read capture, packet 1: unexpected EOF", 0},
 		{"cut in a record header", old[:24+16+len(raw)+5], "read capture, packet 2: unexpected EOF", 1},
 		{"link type", capture(t, layers.LinkTypeIEEE802_11, raw), "read capture, packet 1: link type 105 is not supported: capture with", 0},
+		{"short frame ahead of a good one", capture(t, layers.LinkTypeEthernet, raw[:9],
+			append([]byte(strings.Repeat("\x02", 12)+"\x08\x00"), raw...)), "read capture, packet 1: ethernet header is cut to 9 of 14 bytes", 1},
 		{"short frame", capture(t, layers.LinkTypeEthernet, raw[:9]), "read capture, packet 1: ethernet header is cut to 9 of 14 bytes", 0},
 	}
 	for _, test := range tests {

@@ -39,7 +39,8 @@ type record struct {
 // headers only. Packets are numbered anew, in the order of time. The direction
 // is unknown where the file does not tell it.
 //
-// Of a damaged file the packets before the damage are returned with the error.
+// Of a damaged file the packets before the damage are returned with the error, and
+// of one with frames that cannot be read all others with the error of the first.
 func Read(r io.Reader) (evidence.Window, error) {
 	next, err := open(bufio.NewReader(r))
 	if err != nil {
@@ -49,13 +50,14 @@ func Read(r io.Reader) (evidence.Window, error) {
 	for n := 1; ; n++ {
 		rec, err := next()
 		if err == io.EOF {
-			return b.window(), nil
-		}
-		if err == nil {
-			err = b.add(&rec)
+			return b.window(), b.skipped
 		}
 		if err != nil {
-			return b.window(), fmt.Errorf("read capture, packet %d: %w", n, err)
+			return b.window(), errors.Join(b.skipped, fmt.Errorf("read capture, packet %d: %w", n, err))
+		}
+		// A frame that is cut, or of a link that is not known, costs only itself.
+		if err := b.add(&rec); err != nil && b.skipped == nil {
+			b.skipped = fmt.Errorf("read capture, packet %d: %w", n, err)
 		}
 	}
 }
@@ -125,6 +127,8 @@ func nextOld(r *pcapgo.Reader) (record, error) {
 type builder struct {
 	win  evidence.Window
 	last time.Time
+	// skipped is why the first frame that could not be read could not.
+	skipped error
 }
 
 func (b *builder) add(r *record) error {

@@ -237,6 +237,11 @@ type status struct {
 		// lost any more.
 		HoldSeconds float64 `json:"hold_seconds"`
 	} `json:"recorder"`
+	Kernel struct {
+		Events     int64 `json:"events"`
+		Suppressed int64 `json:"suppressed"`
+		Lost       int64 `json:"lost"`
+	} `json:"kernel"`
 }
 
 // bytesPerPacket is what a packet that is held takes, right after a freeze.

@@ -40,6 +40,7 @@ func parts() []part {
 		{"retain", "bytes per packet of real traffic, and every field compared", retain},
 		{"freeze", "a freeze of a full buffer under full load, and its pull", freeze},
 		{"host", "what a web server's requests cost more", host},
+		{"kernel", "what the programs in the kernel cost connections, and a port scan", kernelPrograms},
 		{"idle", "the bill of doing nothing", idle},
 		{"memory", "memory under a flood of connections, freezes and flapping interfaces", memory},
 	}

@@ -189,11 +189,13 @@ func sockError(r request) (reply, error) {
 	return reply{}, errors.New("the connection does not end")
 }
 
-// The states and queues of TCP_REPAIR (include/net/tcp_states.h, uapi/linux/tcp.h).
+// States, timers as /proc/net/tcp numbers them, and queues of TCP_REPAIR (include/net/tcp_states.h, uapi/linux/tcp.h).
 const (
 	stateFinWait2   = 5
 	stateTimeWait   = 6
 	stateListen     = 10
+	timerKeepalive  = 2
+	timerTimeWait   = 3
 	repairRecvQueue = 1
 	repairSendQueue = 2
 )

@@ -26,35 +26,35 @@ odd: 1
 	}
 }
 
-func TestParseState(t *testing.T) {
+func TestParseSocket(t *testing.T) {
 	const text = `  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
    0: 0202620A:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 5566 1 0000000000000000 100 0 0 10 0
    1: 0202620A:1F90 0201620A:8F1C 06 00000000:00000000 03:00001770 00000000     0        0 0 3 0000000000000000
    2: 000098FD0100000000000000020000000:1F91 000098FD0000000000000000:8F1D 05 00000000:00000000 03:00001770
-   3: 0202620A:1F92 0201620A:8F1C xx 0
+   3: 0202620A:1F92 0201620A:8F1C xx 00000000:00000000 00:00000000
 `
 	for _, tt := range []struct {
 		local, remote uint16
-		want          int
+		state, timer  int
 		fails         bool
 	}{
-		{8080, 0, stateListen, false},
-		{8080, 36636, stateTimeWait, false},
-		{8081, 36637, stateFinWait2, false},
-		{8080, 1, 0, false},
-		{8082, 36636, 0, true},
+		{8080, 0, stateListen, 0, false},
+		{8080, 36636, stateTimeWait, timerTimeWait, false},
+		{8081, 36637, stateFinWait2, timerTimeWait, false},
+		{8080, 1, 0, 0, false},
+		{8082, 36636, 0, 0, true},
 	} {
-		got, err := parseState(text, tt.local, tt.remote)
-		if got != tt.want || (err != nil) != tt.fails {
-			t.Errorf("parseState(%d, %d) = %d, %v, want %d", tt.local, tt.remote, got, err, tt.want)
+		state, timer, err := parseSocket(text, tt.local, tt.remote)
+		if state != tt.state || timer != tt.timer || (err != nil) != tt.fails {
+			t.Errorf("parseSocket(%d, %d) = %d, %d, %v, want %d, %d", tt.local, tt.remote, state, timer, err, tt.state, tt.timer)
 		}
 	}
 }
 
-func FuzzParseState(f *testing.F) {
-	f.Add("0: 0202620A:1F90 0201620A:8F1C 01 x\n")
+func FuzzParseSocket(f *testing.F) {
+	f.Add("0: 0202620A:1F90 0201620A:8F1C 01 x 02:0\n")
 	f.Fuzz(func(t *testing.T, text string) {
-		if s, err := parseState(text, 8080, 36636); err == nil && (s < 0 || s > 255) {
+		if s, _, err := parseSocket(text, 8080, 36636); err == nil && (s < 0 || s > 255) {
 			t.Errorf("state %d", s)
 		}
 		parseCounters(text, map[string]uint64{})

@@ -1,6 +1,7 @@
 package scenes
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -41,34 +42,43 @@ func parsePairs(text string, into map[string]uint64) {
 // state is the state of a connection in the namespace, 0 if there is none. It
 // shows TIME_WAIT and FIN_WAIT2 where no descriptor is left.
 func (h *Host) state(local, remote netip.AddrPort) (int, error) {
+	state, _, err := h.socket(local, remote)
+	return state, err
+}
+
+// socket is the state of a connection and the kind of timer that it waits for.
+func (h *Host) socket(local, remote netip.AddrPort) (state, timer int, err error) {
 	file := "tcp"
 	if local.Addr().Is6() {
 		file = "tcp6"
 	}
 	text, err := h.proc(file)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	return parseState(text, local.Port(), remote.Port())
+	return parseSocket(text, local.Port(), remote.Port())
 }
 
-// parseState finds a connection in the text of /proc/net/tcp or tcp6 by its
-// ports, which are enough on a stage. Lines are
-// "0: 0202620A:1F90 0201620A:8F1C 01 ..." (net/ipv4/tcp_ipv4.c get_tcp4_sock).
-func parseState(text string, local, remote uint16) (int, error) {
+// parseSocket finds a connection in the text of /proc/net/tcp or tcp6 by its
+// ports, which are enough on a stage; state 0 means that there is none. Lines are
+// "0: 0202620A:1F90 0201620A:8F1C 01 tx:rx 02:when ..." (net/ipv4/tcp_ipv4.c
+// get_tcp4_sock), where 02 is the kind of timer.
+func parseSocket(text string, local, remote uint16) (state, timer int, err error) {
 	for line := range strings.Lines(text) {
 		f := strings.Fields(line)
-		if len(f) < 4 || f[0] == "sl" {
+		if len(f) < 6 || f[0] == "sl" {
 			continue
 		}
 		if !strings.HasSuffix(f[1], fmt.Sprintf(":%04X", local)) || !strings.HasSuffix(f[2], fmt.Sprintf(":%04X", remote)) {
 			continue
 		}
-		state, err := strconv.ParseUint(f[3], 16, 8)
-		if err != nil {
-			return 0, fmt.Errorf("parse socket state in %q: %w", line, err)
+		kind, _, _ := strings.Cut(f[5], ":")
+		s, err := strconv.ParseUint(f[3], 16, 8)
+		t, terr := strconv.ParseUint(kind, 16, 8)
+		if err := errors.Join(err, terr); err != nil {
+			return 0, 0, fmt.Errorf("parse socket state in %q: %w", line, err)
 		}
-		return int(state), nil
+		return int(s), int(t), nil
 	}
-	return 0, nil
+	return 0, 0, nil
 }

@@ -78,6 +78,12 @@ type bpfOwner struct {
 	Comm   [16]int8
 }
 
+type bpfSlot struct {
+	_      structs.HostLayout
+	Cookie uint64
+	Owner  bpfOwner
+}
+
 type bpfSuppressedKey struct {
 	_      structs.HostLayout
 	Netns  uint32
@@ -107,7 +113,9 @@ const (
 	bpfMapExpecting       = "expecting"
 	bpfMapGraves          = "graves"
 	bpfMapListeners       = "listeners"
+	bpfMapOverflow        = "overflow"
 	bpfMapOwners          = "owners"
+	bpfMapSlots           = "slots"
 	bpfMapSuppressed      = "suppressed"
 	bpfProgAccept4Syscall = "accept4_syscall"
 	bpfProgAcceptExit     = "accept_exit"
@@ -128,7 +136,9 @@ const (
 	bpfVarBucketNs        = "bucket_ns"
 	bpfVarDropWant        = "drop_want"
 	bpfVarEventType       = "event_type"
+	bpfVarInheritAccepted = "inherit_accepted"
 	bpfVarKfreeSkbArgs    = "kfree_skb_args"
+	bpfVarPlotSeed        = "plot_seed"
 	bpfVarSendResetArgs   = "send_reset_args"
 	bpfVarTokenNs         = "token_ns"
 )
@@ -203,7 +213,9 @@ type bpfMapSpecs struct {
 	Expecting  *ebpf.MapSpec `ebpf:"expecting"`
 	Graves     *ebpf.MapSpec `ebpf:"graves"`
 	Listeners  *ebpf.MapSpec `ebpf:"listeners"`
+	Overflow   *ebpf.MapSpec `ebpf:"overflow"`
 	Owners     *ebpf.MapSpec `ebpf:"owners"`
+	Slots      *ebpf.MapSpec `ebpf:"slots"`
 	Suppressed *ebpf.MapSpec `ebpf:"suppressed"`
 }
 
@@ -211,12 +223,14 @@ type bpfMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfVariableSpecs struct {
-	BucketNs      *ebpf.VariableSpec `ebpf:"bucket_ns"`
-	DropWant      *ebpf.VariableSpec `ebpf:"drop_want"`
-	EventType     *ebpf.VariableSpec `ebpf:"event_type"`
-	KfreeSkbArgs  *ebpf.VariableSpec `ebpf:"kfree_skb_args"`
-	SendResetArgs *ebpf.VariableSpec `ebpf:"send_reset_args"`
-	TokenNs       *ebpf.VariableSpec `ebpf:"token_ns"`
+	BucketNs        *ebpf.VariableSpec `ebpf:"bucket_ns"`
+	DropWant        *ebpf.VariableSpec `ebpf:"drop_want"`
+	EventType       *ebpf.VariableSpec `ebpf:"event_type"`
+	InheritAccepted *ebpf.VariableSpec `ebpf:"inherit_accepted"`
+	KfreeSkbArgs    *ebpf.VariableSpec `ebpf:"kfree_skb_args"`
+	PlotSeed        *ebpf.VariableSpec `ebpf:"plot_seed"`
+	SendResetArgs   *ebpf.VariableSpec `ebpf:"send_reset_args"`
+	TokenNs         *ebpf.VariableSpec `ebpf:"token_ns"`
 }
 
 // bpfObjects contains all objects after they have been loaded into the kernel.
@@ -245,7 +259,9 @@ type bpfMaps struct {
 	Expecting  *ebpf.Map `ebpf:"expecting"`
 	Graves     *ebpf.Map `ebpf:"graves"`
 	Listeners  *ebpf.Map `ebpf:"listeners"`
+	Overflow   *ebpf.Map `ebpf:"overflow"`
 	Owners     *ebpf.Map `ebpf:"owners"`
+	Slots      *ebpf.Map `ebpf:"slots"`
 	Suppressed *ebpf.Map `ebpf:"suppressed"`
 }
 
@@ -257,7 +273,9 @@ func (m *bpfMaps) Close() error {
 		m.Expecting,
 		m.Graves,
 		m.Listeners,
+		m.Overflow,
 		m.Owners,
+		m.Slots,
 		m.Suppressed,
 	)
 }
@@ -266,12 +284,14 @@ func (m *bpfMaps) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfVariables struct {
-	BucketNs      *ebpf.Variable `ebpf:"bucket_ns"`
-	DropWant      *ebpf.Variable `ebpf:"drop_want"`
-	EventType     *ebpf.Variable `ebpf:"event_type"`
-	KfreeSkbArgs  *ebpf.Variable `ebpf:"kfree_skb_args"`
-	SendResetArgs *ebpf.Variable `ebpf:"send_reset_args"`
-	TokenNs       *ebpf.Variable `ebpf:"token_ns"`
+	BucketNs        *ebpf.Variable `ebpf:"bucket_ns"`
+	DropWant        *ebpf.Variable `ebpf:"drop_want"`
+	EventType       *ebpf.Variable `ebpf:"event_type"`
+	InheritAccepted *ebpf.Variable `ebpf:"inherit_accepted"`
+	KfreeSkbArgs    *ebpf.Variable `ebpf:"kfree_skb_args"`
+	PlotSeed        *ebpf.Variable `ebpf:"plot_seed"`
+	SendResetArgs   *ebpf.Variable `ebpf:"send_reset_args"`
+	TokenNs         *ebpf.Variable `ebpf:"token_ns"`
 }
 
 // bpfPrograms contains all programs after they have been loaded into the kernel.

@@ -5,4 +5,4 @@
 // and reads neither payload nor the memory of a process.
 package kernel
 
-//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -no-global-types -type event -type owner -type grave -type tuple -type suppressed_key -target bpfel -cflags "-O2 -g -mcpu=v3 -Wall -Wextra -Werror" bpf bpf/kernel.c
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -cc clang-19 -strip llvm-strip-19 -no-global-types -type event -type owner -type slot -type grave -type tuple -type suppressed_key -target bpfel -cflags "-O2 -g -mcpu=v3 -Wall -Wextra -Werror" bpf bpf/kernel.c

@@ -24,8 +24,8 @@ type Config struct {
 	// Keep is how long events are kept, MaxEvents how many at most.
 	Keep      time.Duration
 	MaxEvents int
-	// MaxOwners bounds the live sockets whose owner is known: 16 bytes each, and
-	// some 100 more for one that is in use.
+	// MaxOwners bounds the live sockets whose owner is known, beyond the 8192 that
+	// have a slot: 16 bytes each, and some 100 more for one that is in use.
 	MaxOwners uint32
 	// Rate is the number of events a second that each CPU may describe of each
 	// kind, Burst how many at once. Those beyond are counted.
@@ -204,14 +204,26 @@ func (k *Kernel) Suppressed(from, to time.Time) []evidence.KernelSuppressed {
 // OwnerByCookie is the owner of a live socket and how it is known; the cookie is
 // that of SO_COOKIE and of inet_diag.
 func (k *Kernel) OwnerByCookie(cookie uint64) (owner evidence.Owner, via string, ok bool) {
-	owners := k.maps[bpfMapOwners]
-	var raw bpfOwner
-	if owners == nil || owners.Lookup(cookie, &raw) != nil {
+	raw, ok := k.lookUp(cookie)
+	if !ok {
 		return evidence.Owner{}, "", false
 	}
 	o := k.dec.owner(raw)
 	k.procs.fill(o, raw)
 	return *o, viaNames.name(raw.Via), true
+}
+
+// lookUp asks as owner_of of bpf/owner.h does.
+func (k *Kernel) lookUp(cookie uint64) (o bpfOwner, ok bool) {
+	if k.maps == nil {
+		return o, false
+	}
+	slots := k.maps[bpfMapSlots]
+	var s bpfSlot
+	if slots.Lookup(uint32(cookie)&(slots.MaxEntries()-1), &s) == nil && s.Cookie == cookie {
+		return s.Owner, cookie != 0
+	}
+	return o, k.maps[bpfMapOwners].Lookup(cookie, &o) == nil
 }
 
 // Level tells what this kernel gives, and what would raise it.

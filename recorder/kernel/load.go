@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -42,8 +43,8 @@ var (
 	hookAccept    = hook{bpfProgAcceptExit, "inet_csk_accept", "owners of accepted connections", tracing, ""}
 	hookAcceptSys = hook{bpfProgAcceptSyscall, "sys_exit_accept", "owners of accepted connections", systemCall("sys_exit_accept"), ""}
 	hookAccept4   = hook{bpfProgAccept4Syscall, "sys_exit_accept4", "owners of accepted connections", systemCall("sys_exit_accept4"), ""}
-	hookSend      = hook{bpfProgSendLength, "sock_send_length", "owners of accepted connections, at first use", raw("sock_send_length"), ""}
-	hookRecv      = hook{bpfProgRecvLength, "sock_recv_length", "owners of accepted connections, at first use", raw("sock_recv_length"), ""}
+	hookSend      = hook{bpfProgSendLength, "sock_send_length", "owners of accepted connections, at first use", tracing, ""}
+	hookRecv      = hook{bpfProgRecvLength, "sock_recv_length", "owners of accepted connections, at first use", tracing, ""}
 )
 
 // hookSeed is run once, it does not stay.
@@ -114,6 +115,7 @@ func (k *Kernel) configure() error {
 		bpfVarSendResetArgs: uint8(k.state.sentArgs),
 		bpfVarKfreeSkbArgs:  uint8(k.state.dropArgs),
 		bpfVarDropWant:      dropsWanted(k.dec.drops, false),
+		bpfVarPlotSeed:      rand.Uint64(),
 		bpfVarTokenNs:       token,
 		bpfVarBucketNs:      token * uint64(k.cfg.Burst),
 	} {
@@ -174,14 +176,14 @@ func (k *Kernel) attachAll() {
 	}
 }
 
+// attachOwners begins with accept: the other programs depend on what became of it.
+// Each way costs more than the one before it, and the last one at every system call.
 func (k *Kernel) attachOwners() {
-	if k.state.owners = k.attach(hookState) && k.attach(hookDestroy); !k.state.owners {
-		return
-	}
-	// Each costs more than the one before it, and the last one at every system call.
-	k.state.accept = k.attach(hookAccept) ||
-		k.attach(hookAccept4) && k.attach(hookAcceptSys) ||
-		k.attach(hookRecv) && k.attach(hookSend)
+	exact := k.attach(hookAccept) || k.attach(hookAccept4) && k.attach(hookAcceptSys)
+	// It cannot fail: the variable is in the object.
+	_ = k.spec.Variables[bpfVarInheritAccepted].Set(!exact)
+	k.state.accept = exact || k.attach(hookRecv) && k.attach(hookSend)
+	k.state.owners = k.attach(hookState) && k.attach(hookDestroy)
 }
 
 func (k *Kernel) attachSent() {

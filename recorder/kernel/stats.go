@@ -19,9 +19,9 @@ type Stats struct {
 	// Kept are in memory now.
 	Kept int
 	// Owners is the number of live sockets whose owner is known, OwnersFailed those
-	// that found no room, Graves the sockets that were buried; the latest
-	// thousands of them are known.
-	Owners, OwnersFailed, Graves uint64
+	// that found no room, Graves the sockets that were buried, the latest thousands
+	// of which are known, and GravesFailed those that found the place busy.
+	Owners, OwnersFailed, Graves, GravesFailed uint64
 	// ClockSteps counts jumps of the wall clock, LargestStep is the largest.
 	ClockSteps  uint64
 	LargestStep time.Duration
@@ -48,6 +48,7 @@ const (
 	ownerOut    = countLost + 2
 	ownerFailed = countLost + 3
 	buried      = countLost + 4
+	unburied    = countLost + 5
 )
 
 // bucketKinds is the kind of event of each bucket.
@@ -70,7 +71,8 @@ func (k *Kernel) Stats() Stats {
 		s.Events[kind] += k.count(i)
 		s.Suppressed[kind] += k.count(buckets + i)
 	}
-	s.Lost, s.OwnersFailed, s.Graves = k.count(countLost), k.count(ownerFailed), k.count(buried)
+	s.Lost, s.OwnersFailed = k.count(countLost), k.count(ownerFailed)
+	s.Graves, s.GravesFailed = k.count(buried), k.count(unburied)
 	if in, out := k.count(ownerIn), k.count(ownerOut); in > out {
 		s.Owners = in - out
 	}

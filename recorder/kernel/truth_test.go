@@ -4,8 +4,11 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"os"
 	"os/exec"
 	"runtime"
+	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -17,33 +20,55 @@ import (
 	"tcpcoroner/internal/scenes"
 )
 
-// mixed is how many resets of all kinds are made at once.
-const mixed = 2000
+// mixedEnv is how many resets of all kinds are made, instead of mixed.
+const (
+	mixedEnv = "KERNEL_MIXED"
+	mixed    = 2000
+)
 
-// Each of many resets has exactly one event with its reason, none is made up, and
-// their number is the kernel's own counter's.
+// Each of many resets has exactly one event with its reason and its owner, none is
+// made up, and what was on the wire without an event is what forgers and firewalls
+// sent: the ledger says so.
 func TestMixed(t *testing.T) {
 	netlab.NeedRoot(t)
-	k := open(t, config())
+	cfg := config()
+	cfg.MaxEvents = 1 << 18
+	k := open(t, cfg)
 	l := newLab(t, k)
-	before := outRsts(t, l)
-	mix, err := scenes.Mixed(t.Context(), l.Stage, mixed)
+	before, seen := outRsts(t, l), watchWire(t, l)
+	start := time.Now()
+	mix, err := scenes.Mixed(t.Context(), l.Stage, number(t, mixedEnv, mixed))
 	if err != nil {
 		t.Fatal(err)
 	}
+	took := time.Since(start)
 	l.checkMix(t, mix.Truths)
-	after, sent := outRsts(t, l), 0
-	for _, e := range l.events() {
-		if e.Kind == evidence.ResetSent {
-			sent++
-		}
+	wire := seen()
+	events := l.events()
+	sent := slices.DeleteFunc(slices.Clone(events), func(e evidence.KernelEvent) bool { return e.Kind != evidence.ResetSent })
+	if after := outRsts(t, l); uint64(len(sent)) != after-before {
+		t.Errorf("%d resets sent, but Tcp.OutRsts grew by %d", len(sent), after-before)
 	}
-	if uint64(sent) != after-before {
-		t.Errorf("%d resets sent, but Tcp.OutRsts grew by %d", sent, after-before)
-	}
+	l.checkWire(t, wire, sent, mix.Truths)
+	l.checkLedger(t, wire, events, mix.Truths)
 	if s := k.Stats(); s.Lost+s.Undecodable+s.Evicted != 0 {
 		t.Errorf("something was lost: %+v", s)
 	}
+	t.Logf("%d resets in %v: %v; %d on the wire, %d events of resets sent", len(mix.Truths), took.Round(time.Millisecond), mix.ByScene, len(wire), len(sent))
+}
+
+// number is a size that the environment may change.
+func number(t testing.TB, env string, usual int) int {
+	t.Helper()
+	text := os.Getenv(env)
+	if text == "" {
+		return usual
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatalf("%s: %v", env, err)
+	}
+	return n
 }
 
 func outRsts(t *testing.T, l *lab) (n uint64) {
@@ -62,7 +87,7 @@ func outRsts(t *testing.T, l *lab) (n uint64) {
 type told struct {
 	local, remote netip.AddrPort
 	reason, state string
-	actor         int
+	actor, owner  int
 }
 
 // checkMix compares what was told with what was done.
@@ -73,12 +98,12 @@ func (l *lab) checkMix(t *testing.T, truths []scenes.Truth) {
 	for _, tr := range truths {
 		if tr.Reason != "" {
 			tr = l.expected(tr)
-			want[told{tr.Claimed, other(&tr, tr.Claimed), tr.Reason, tr.State, tr.GuiltyPID}]++
+			want[told{tr.Claimed, other(&tr, tr.Claimed), tr.Reason, tr.State, tr.GuiltyPID, tr.OwnerPID}]++
 			n++
 		}
 	}
 	for _, e := range l.await(t, n, "resets sent", func(e *evidence.KernelEvent) bool { return e.Kind == evidence.ResetSent }) {
-		key := told{e.Local, e.Remote, e.Reason, e.State, pidOf(e.Actor)}
+		key := told{e.Local, e.Remote, e.Reason, e.State, pidOf(e.Actor), pidOf(ownerOf(&e))}
 		if want[key]--; want[key] < 0 {
 			t.Errorf("an event that no truth is for:%s", list([]evidence.KernelEvent{e}))
 		}

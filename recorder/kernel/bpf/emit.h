@@ -102,9 +102,7 @@ INLINE void fill_sock(struct event *e, struct sock *sk)
 INLINE void fill_past(struct event *e)
 {
 	struct tuple t = e->tuple;
-	struct grave *g = bpf_map_lookup_elem(&graves, &t);
-	if (g)
-		e->grave = *g;
+	find_grave(&e->grave, &t);
 	struct listener *l = find_listener(&t);
 	if (l)
 		e->listener = l->owner;
@@ -117,9 +115,12 @@ INLINE void find_owner(struct event *e, struct sock *sk, u8 state)
 		return;
 	if (state == TCP_NEW_SYN_RECV)
 		cookie = cookie_of(READ(sk, __sk_common.skc_listener));
-	struct owner *o = bpf_map_lookup_elem(&owners, &cookie);
-	if (!o)
+	struct owner *o = owner_of(cookie);
+	if (!o) {
+		if (is_full(sk, state) && state != TCP_LISTEN)
+			inherited(&e->owner, sk, &e->tuple);
 		return;
+	}
 	e->owner = *o;
 	if (state == TCP_NEW_SYN_RECV)
 		e->owner.via = VIA_INHERIT;

@@ -220,8 +220,8 @@ int set_state(u64 *ctx)
 		put_owner(cookie, &o);
 		listener_came(sk, cookie, &o);
 	} else if (new == TCP_ESTABLISHED && old == TCP_SYN_RECV) {
-		/* Not before: inet_csk_clone_lock() overwrites the cookie. */
-		inherit(sk, bpf_get_socket_cookie(sk));
+		/* So that it has a cookie. Not before: inet_csk_clone_lock() overwrites it. */
+		bpf_get_socket_cookie(sk);
 	} else if (new == TCP_CLOSE && old == TCP_LISTEN) {
 		listener_went(sk);
 	} else if (new == TCP_CLOSE && old != TCP_CLOSE) {
@@ -234,9 +234,7 @@ SEC("tp_btf/tcp_destroy_sock")
 int destroy_sock(u64 *ctx)
 {
 	struct sock *sk = (void *)ctx[0];
-	u64 cookie = sk->__sk_common.skc_cookie.counter;
-	if (cookie && !bpf_map_delete_elem(&owners, &cookie))
-		count(COUNT_OWNER_OUT);
+	forget_owner(sk->__sk_common.skc_cookie.counter);
 	return 0;
 }
 
@@ -287,22 +285,21 @@ int accept4_syscall(struct sys_exit_ctx *ctx)
 /* Without a hook on accept, who first uses the connection is taken for its owner. */
 INLINE int used(struct sock *sk)
 {
-	if (READ(sk, sk_protocol) != IPPROTO_TCP)
+	if (sk->sk_protocol != IPPROTO_TCP)
 		return 0;
-	u64 cookie = cookie_of(sk);
-	struct owner *o = bpf_map_lookup_elem(&owners, &cookie);
-	if (cookie && (!o || o->via == VIA_INHERIT))
+	u64 cookie = sk->__sk_common.skc_cookie.counter;
+	if (cookie && !owner_of(cookie))
 		put_current(cookie, VIA_FIRST_USE);
 	return 0;
 }
 
-SEC("raw_tp/sock_send_length")
+SEC("tp_btf/sock_send_length")
 int send_length(u64 *ctx)
 {
 	return used((void *)ctx[0]);
 }
 
-SEC("raw_tp/sock_recv_length")
+SEC("tp_btf/sock_recv_length")
 int recv_length(u64 *ctx)
 {
 	return used((void *)ctx[0]);
@@ -329,8 +326,8 @@ int seed(struct task_file_ctx *ctx)
 	u64 cookie = bpf_get_socket_cookie(sk);
 	struct owner o = {};
 	read_owner(&o, task, VIA_SEED);
-	struct owner *known = bpf_map_lookup_elem(&owners, &cookie);
-	if (known && !(known->via == VIA_INHERIT || (known->via == VIA_SEED && known->pid == 1)))
+	struct owner *known = owner_of(cookie);
+	if (known && !(known->via == VIA_SEED && known->pid == 1))
 		return 0;
 	put_owner(cookie, &o);
 	if (state == TCP_LISTEN)

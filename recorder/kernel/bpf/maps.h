@@ -1,8 +1,21 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 #pragma once
 
-/* Owners of live sockets by cookie, which is unique on the host. Not an LRU: that
- * would forget the long idle connection that is the one to be reset. */
+/* Owners of live sockets by cookie, which is unique on the host and counts up: each
+ * has a slot of its own, unless an older socket still lives there. That costs no
+ * lock and no memory that has to be found, for each connection. */
+#define SLOTS 8192
+#define SLOT_BUSY (~0ULL)
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SLOTS);
+	__type(key, u32);
+	__type(value, struct slot);
+} slots SEC(".maps");
+
+/* Those that found their slot taken. Not an LRU: that would forget the long idle
+ * connection that is the one to be reset. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -11,12 +24,32 @@ struct {
 	__type(value, struct owner);
 } owners SEC(".maps");
 
-/* Sockets that are no more, by tuple. */
+/* How many there were since the start: mostly none, and then nobody looks. */
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 16384);
-	__type(key, struct tuple);
-	__type(value, struct grave);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, u64);
+} overflow SEC(".maps");
+
+/* Sockets that are no more, by tuple: a set of a few for each value of a hash, the
+ * oldest of which makes room. An LRU map does the same with locks and lists, and
+ * touches much more memory, for each connection that ends. */
+#define PLOTS 8192
+#define WAYS 4
+
+struct plot {
+	u64 busy;
+	u64 died[WAYS]; /* 0: there is none, or it is being written */
+	struct tuple tuple[WAYS];
+	struct grave grave[WAYS];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, PLOTS);
+	__type(key, u32);
+	__type(value, struct plot);
 } graves SEC(".maps");
 
 struct listener_key {
@@ -99,7 +132,8 @@ struct {
 #define COUNT_OWNER_OUT (COUNT_LOST + 2)
 #define COUNT_OWNER_FAILED (COUNT_LOST + 3)
 #define COUNT_BURIED (COUNT_LOST + 4)
-#define COUNTS (COUNT_LOST + 5)
+#define COUNT_UNBURIED (COUNT_LOST + 5)
+#define COUNTS (COUNT_LOST + 6)
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

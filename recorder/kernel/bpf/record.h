@@ -29,6 +29,12 @@ struct owner {
 	char comm[16]; /* of the group leader */
 };
 
+/* A live socket's owner, where there was room in the table of slots. */
+struct slot {
+	u64 cookie; /* 0: free */
+	struct owner owner;
+};
+
 struct tuple {
 	u64 net;   /* SO_NETNS_COOKIE: the inode numbers of dead namespaces are used again */
 	u32 netns; /* inode number */

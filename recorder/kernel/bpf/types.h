@@ -76,7 +76,12 @@ struct inet_sock {
 	u16 inet_sport;
 };
 
+struct inet_connection_sock {
+	struct inet_sock icsk_inet;
+};
+
 struct tcp_sock {
+	struct inet_connection_sock inet_conn;
 	u32 copied_seq;
 	u32 rcv_nxt;
 	u32 snd_nxt;
@@ -176,6 +181,7 @@ struct sys_exit_ctx {
 #define TCP_NEW_SYN_RECV 12
 
 /* bits of sk_flags, enum sock_flags in include/net/sock.h */
+#define SOCK_DEAD 0
 #define SOCK_DONE 1
 #define SOCK_LINGER 4
 

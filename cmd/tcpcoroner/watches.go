@@ -1,0 +1,168 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"tcpcoroner/evidence"
+	"tcpcoroner/recorder/logs"
+	"tcpcoroner/triggers"
+)
+
+// watches makes the triggers. What they read, they read at the daemon's tick.
+func (d *daemon) watches() (*triggers.Set, error) {
+	t, counters := d.cfg.Triggers, d.history.latest
+	matcher, err := triggers.NewLogMatcher(t.Logs.Patterns)
+	if err != nil {
+		return nil, fmt.Errorf("triggers.%w", err)
+	}
+	d.lines.matches = matcher.Match
+	return triggers.NewSet(t.SetConfig,
+		triggers.NewHarm(t.Resets, d.recorder.Harm),
+		triggers.NewResets(t.ResetRate, func() uint64 { return d.recorder.Stats().Resets }),
+		triggers.NewConntrack(t.Conntrack, d.conntrack),
+		triggers.NewListen(t.Listen, counters, d.listeners),
+		triggers.NewQueue(t.AcceptQueue, d.taker.Listeners),
+		triggers.NewSYNDrops(t.SYNDrops, counters),
+		triggers.NewConnectFailures(t.ConnectFailures, counters),
+		triggers.NewTimeouts(t.Timeouts, counters),
+		triggers.NewRetransmissions(t.Retransmissions, counters),
+		triggers.NewDrops(t.Drops, d.taker.Links, counters),
+		triggers.NewMemory(t.Memory, counters, d.memoryLimits),
+		triggers.NewPorts(t.Ports, d.portsInUse),
+		triggers.NewLogs(t.Logs, d.lines.take),
+	), nil
+}
+
+func (d *daemon) memoryLimits() (l triggers.MemoryLimits, err error) {
+	l.Orphans, l.Pages, err = d.taker.MemoryLimits()
+	return l, err
+}
+
+// portWatch is the latest count of ephemeral ports.
+type portWatch struct {
+	at    time.Time
+	ports *evidence.PortRange
+	err   error
+}
+
+const (
+	// portsEvery is how often all sockets are counted, portsLeast how many there must
+	// be for that: fewer do not use up the smallest range that anybody sets.
+	portsEvery = 10 * time.Second
+	portsLeast = 1000
+)
+
+// portsInUse counts ephemeral ports on a host with many sockets.
+func (d *daemon) portsInUse() (*evidence.PortRange, error) {
+	w := &d.ports
+	if time.Since(w.at) < portsEvery && w.ports != nil {
+		return w.ports, w.err
+	}
+	w.at = time.Now()
+	if c, err := d.history.latest(); err == nil && c.Values["Sockstat.TCP.inuse"]+c.Values["Sockstat.TCP.tw"] < portsLeast {
+		w.ports, w.err = &evidence.PortRange{First: 1, Last: 65535}, nil
+		return w.ports, nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), snapshotTime)
+	defer cancel()
+	w.ports, w.err = d.taker.Ports(ctx)
+	return w.ports, w.err
+}
+
+// lineCounter counts lines of the journal that speak of resets.
+type lineCounter struct {
+	matches func(string) bool
+
+	mu   sync.Mutex
+	seen triggers.LogMatches
+	err  error
+}
+
+// maxExamples bounds the lines that a firing quotes.
+const maxExamples = 3
+
+func (c *lineCounter) visit(line string) {
+	if !c.matches(line) {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.seen.Count++
+	if len(c.seen.Examples) < maxExamples {
+		c.seen.Examples = append(c.seen.Examples, logs.Redact(line))
+	}
+}
+
+// take hands over what came since the call before.
+func (c *lineCounter) take() (triggers.LogMatches, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	seen := c.seen
+	c.seen = triggers.LogMatches{}
+	return seen, c.err
+}
+
+func (c *lineCounter) failed(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.err = err
+}
+
+// followLogs counts lines of the journal until ctx ends. A journal that cannot be
+// followed costs one trigger, which says so; it is tried again.
+func (d *daemon) followLogs(ctx context.Context) error {
+	for d.cfg.Triggers.Logs.Enabled && ctx.Err() == nil {
+		d.lines.failed(nil)
+		d.lines.failed(d.logs.Follow(ctx, d.lines.visit))
+		select {
+		case <-time.After(followAgain):
+		case <-ctx.Done():
+		}
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// followAgain is how long to wait for a journal that ended.
+const followAgain = time.Minute
+
+// tracking is one look at connection tracking. Without its drop counters the
+// level is still worth watching.
+type tracking struct {
+	state *evidence.Conntrack
+	err   error
+}
+
+func (d *daemon) conntrack() (*evidence.Conntrack, error) {
+	if d.tracking.state != nil {
+		return d.tracking.state, nil
+	}
+	return nil, d.tracking.err
+}
+
+// listeners lists the listeners, those with a full accept queue with owners.
+func (d *daemon) listeners() ([]evidence.Socket, error) {
+	all, err := d.taker.Listeners()
+	if err != nil {
+		return nil, err
+	}
+	var full []uint32
+	for i := range all {
+		if triggers.Full(&all[i]) {
+			full = append(full, all[i].Inode)
+		}
+	}
+	if full == nil {
+		return all, nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), snapshotTime)
+	defer cancel()
+	owners, _ := d.taker.OwnersOf(ctx, full) // what could not be read stays unnamed; the snapshot says why
+	for i := range all {
+		all[i].Owner = owners[all[i].Inode]
+	}
+	return all, nil
+}

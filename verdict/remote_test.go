@@ -1,0 +1,143 @@
+package verdict
+
+import (
+	"net/netip"
+	"testing"
+
+	"tcpcoroner/evidence"
+)
+
+// peerFlow is a served request seen at the client: the server is the peer, whose
+// packets have TTL 60, timestamps and a rising IP ID.
+func peerFlow(more ...pkt) []pkt {
+	all := append(served(false), more...)
+	for i := range all {
+		if all[i].src == server && all[i].ttl == 0 {
+			all[i].ttl = 60
+		}
+		all[i].stamps = all[i].flags&evidence.RST == 0 || all[i].stamps
+		if all[i].mac == 0 {
+			all[i].mac = 1
+			if all[i].src == server {
+				all[i].mac = 2
+			}
+		}
+	}
+	return all
+}
+
+// TestPassport: a RST that came in is its claimed sender's, or not.
+func TestPassport(t *testing.T) {
+	in, out := evidence.Received, evidence.Sent
+	own := pkt{ms: 9, src: server, dst: client, flags: rstAck, seq: 501, ack: 151, dir: in, id: 8, stamps: true}
+	change := func(f func(*pkt)) pkt { p := own; f(&p); return p }
+	answer := pkt{ms: 9.2, src: server, dst: client, flags: evidence.RST, seq: 501, dir: in}
+	ask := pkt{ms: 9, src: client, dst: server, flags: evidence.ACK, seq: 151, ack: 501, payload: 10, dir: out}
+	later := pkt{ms: 90, src: server, dst: client, flags: evidence.ACK, seq: 501, ack: 151, payload: 10, dir: in, id: 9}
+	tests := []struct {
+		name       string
+		packets    []pkt
+		origin     evidence.Origin
+		mechanism  evidence.Mechanism
+		confidence evidence.Confidence
+		cause      evidence.Cause
+	}{
+		{"its own", peerFlow(own), evidence.OriginPeerProcess, evidence.MechanismActiveAbort, evidence.Likely, evidence.CauseAppAbort},
+		{"another stack's TTL, no timestamps", peerFlow(change(func(p *pkt) { p.ttl, p.stamps, p.id = 113, false, 777 })),
+			evidence.OriginMiddlebox, evidence.MechanismInjected, evidence.Likely, evidence.CauseForged},
+		{"no timestamps, another MAC", peerFlow(change(func(p *pkt) { p.stamps, p.mac, p.id = false, 9, 777 })),
+			evidence.OriginMiddlebox, evidence.MechanismInjected, evidence.Likely, evidence.CauseForged},
+		{"only the TTL differs: a route changed", peerFlow(change(func(p *pkt) { p.ttl = 59 })),
+			evidence.OriginPeerProcess, evidence.MechanismActiveAbort, evidence.Possible, evidence.CauseAppAbort},
+		{"only the timestamps are missing", peerFlow(change(func(p *pkt) { p.stamps = false })),
+			evidence.OriginPeerProcess, evidence.MechanismActiveAbort, evidence.Likely, evidence.CauseAppAbort},
+		{"the peer went on, and the RST has no timestamps", peerFlow(change(func(p *pkt) { p.stamps = false }), later),
+			evidence.OriginMiddlebox, evidence.MechanismInjected, evidence.Possible, evidence.CauseForged},
+		{"guesses that follow each other", peerFlow(change(func(p *pkt) { p.stamps = false }),
+			change(func(p *pkt) { p.ms, p.seq, p.stamps = 9.1, 501+1460, false })),
+			evidence.OriginMiddlebox, evidence.MechanismInjected, evidence.Possible, evidence.CauseForged},
+		{"a RST with URG and without timestamps", peerFlow(change(func(p *pkt) { p.flags, p.stamps = rstAck|evidence.URG, false })),
+			evidence.OriginMiddlebox, evidence.MechanismInjected, evidence.Possible, evidence.CauseForged},
+		{"an answer from nearer than the peer", peerFlow(ask, func() pkt { p := answer; p.ttl = 63; return p }()),
+			evidence.OriginMiddleboxNear, evidence.MechanismNoSocket, evidence.Likely, evidence.CauseStateLost},
+		{"an answer from the peer", peerFlow(ask, answer), evidence.OriginPeerKernel, evidence.MechanismNoSocket, evidence.Likely, evidence.CauseStateLost},
+		{"blind, beside the window, and both went on", peerFlow(change(func(p *pkt) { p.seq, p.stamps = 900, false }), later,
+			pkt{ms: 95, src: client, dst: server, flags: evidence.ACK, seq: 151, ack: 511, dir: out}),
+			evidence.OriginMiddlebox, evidence.MechanismInjectedBlind, evidence.Likely, evidence.CauseForged},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			c := one(t, &evidence.Incident{Window: window(tt.packets...)}).Verdict.Claim()
+			if c.Origin != tt.origin || c.Mechanism != tt.mechanism || c.Confidence != tt.confidence || c.Cause != tt.cause {
+				t.Errorf("%s/%s %s %s, want %s/%s %s %s: %s", c.Origin, c.Mechanism, c.Confidence, c.Cause,
+					tt.origin, tt.mechanism, tt.confidence, tt.cause, c.Sentence)
+			}
+			if c.Settle == "" {
+				t.Error("nothing would settle it")
+			}
+		})
+	}
+}
+
+// TestForgedHere: a RST that left in the name of a host whose packets come in.
+func TestForgedHere(t *testing.T) {
+	in, out := evidence.Received, evidence.Sent
+	routed := func(rst pkt) *evidence.Incident {
+		var all []pkt
+		for _, p := range served(true) {
+			p.dir = in
+			all = append(all, p)
+			p.dir, p.iface, p.ms, p.ttl = out, 3, p.ms+.01, 63
+			all = append(all, p)
+		}
+		return &evidence.Incident{Window: window(append(all, rst)...)}
+	}
+	filter := pkt{ms: 9, src: server, dst: client, flags: evidence.RST, seq: 501, dir: out, window: none, df: true}
+	program := pkt{ms: 9, src: server, dst: client, flags: rstAck, seq: 501, ack: 151, dir: out, id: 99, ttl: 113}
+	for _, tt := range []struct {
+		rst    pkt
+		origin evidence.Origin
+		party  evidence.Party
+	}{{filter, evidence.OriginLocalNetfilter, evidence.Network}, {program, evidence.OriginLocalOther, evidence.Network}} {
+		f := one(t, routed(tt.rst))
+		if c := f.Verdict.Claim(); c.Origin != tt.origin || c.Party != tt.party || f.Local.IsValid() {
+			t.Errorf("%s party %s local %v: %s", c.Origin, c.Party, f.Local, c.Sentence)
+		}
+	}
+}
+
+// TestProvenPeer: all marks of the peer's socket, and this host's TCP took the RST.
+func TestProvenPeer(t *testing.T) {
+	own := pkt{ms: 9, src: server, dst: client, flags: rstAck, seq: 501, ack: 151, dir: evidence.Received, id: 8, stamps: true}
+	took := evidence.KernelEvent{Kind: evidence.ResetReceived, Time: atMS(9), Local: client, Remote: server, RcvNxt: 501, HasNumbers: true, State: "established"}
+	c := one(t, told(peerFlow(own), took)).Verdict.Claim()
+	if c.Origin != evidence.OriginPeerProcess || c.Confidence != evidence.Proven || c.MechanismConfidence != evidence.Likely {
+		t.Errorf("%s %s, mechanism %s", c.Origin, c.Confidence, c.MechanismConfidence)
+	}
+	own.stamps = false
+	if c := one(t, told(peerFlow(own), took)).Verdict.Claim(); c.Confidence == evidence.Proven {
+		t.Errorf("proven without timestamps: %s", c.Sentence)
+	}
+}
+
+// TestTranslationLost: the same connection goes on under its untranslated address.
+func TestTranslationLost(t *testing.T) {
+	inside := netip.MustParseAddrPort("192.168.7.7:40000")
+	in, out := evidence.Received, evidence.Sent
+	all := served(true,
+		pkt{ms: 3000, src: server, dst: client, flags: evidence.ACK, seq: 501, ack: 151, payload: 70, dir: out},
+		pkt{ms: 3000.1, src: client, dst: server, flags: evidence.RST, seq: 151, dir: in},
+		pkt{ms: 4000, src: inside, dst: server, flags: evidence.ACK | evidence.FIN, seq: 151, ack: 501, dir: in},
+		pkt{ms: 4000.1, src: server, dst: inside, flags: evidence.RST, seq: 501, dir: out})
+	j := Judge(&evidence.Incident{Window: window(all...)})
+	if len(j.Flows) != 1 {
+		t.Fatalf("%d flows, want one connection", len(j.Flows))
+	}
+	if c := j.Flows[0].Verdict.Claim(); c.Mechanism != evidence.MechanismStateLostNAT || c.Party != evidence.Network || c.Cause != evidence.CauseStateLost {
+		t.Errorf("%s %s %s: %s", c.Mechanism, c.Party, c.Cause, c.Sentence)
+	}
+	all[7].seq, all[8].ack = 999, 1000
+	if n := len(Judge(&evidence.Incident{Window: window(all...)}).Flows); n != 2 {
+		t.Errorf("%d flows, want two that have nothing to do with each other", n)
+	}
+}
