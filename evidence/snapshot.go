@@ -13,6 +13,8 @@ type Snapshot struct {
 	Counters   Counters         `json:"counters"`
 	Conntrack  *Conntrack       `json:"conntrack,omitempty"`
 	Interfaces []InterfaceStats `json:"interfaces,omitempty"`
+	// Addresses are the host's own in this network namespace.
+	Addresses []netip.Addr `json:"addresses,omitempty"`
 	// Implicated is what else was looked at for the sake of certain connections,
 	// peers and processes; nil if nobody asked.
 	Implicated *Implicated `json:"implicated,omitempty"`

@@ -15,6 +15,8 @@ type caseFile struct {
 	// sockets by local and remote end; listeners by local end.
 	sockets   map[[2]netip.AddrPort]*evidence.Socket
 	listeners map[netip.AddrPort][]*evidence.Socket
+	// own are this host's addresses; empty if they are not known.
+	own map[netip.Addr]bool
 	// resets by what NAT leaves alone, to find a RST's other side on a router.
 	resets map[resetID][]resetSight
 	// ttls counts the TTLs of received segments other than RST, by source.
@@ -54,6 +56,7 @@ func newCase(inc *evidence.Incident) *caseFile {
 	for _, s := range []*evidence.Snapshot{inc.After, inc.At} {
 		if s != nil {
 			c.indexSockets(s.Sockets)
+			c.indexOwn(s)
 		}
 	}
 	c.indexTTLs(c.indexResets())
@@ -63,6 +66,23 @@ func newCase(inc *evidence.Incident) *caseFile {
 	}
 	c.kernel = indexKernel(inc)
 	return c
+}
+
+// indexOwn notes the addresses of interfaces, and those that sockets have: a
+// transparent proxy's are no interface's.
+func (c *caseFile) indexOwn(s *evidence.Snapshot) {
+	if len(s.Addresses) == 0 {
+		return
+	}
+	if c.own == nil {
+		c.own = map[netip.Addr]bool{}
+	}
+	for _, a := range s.Addresses {
+		c.own[a.Unmap()] = true
+	}
+	for i := range s.Sockets {
+		c.own[s.Sockets[i].Local.Addr().Unmap()] = true
+	}
 }
 
 // acceptorID is a server's end in one namespace.
@@ -222,9 +242,18 @@ func (c *caseFile) localEnd(s *story) netip.AddrPort {
 		}
 		return n.Src
 	case evidence.Received:
+		if c.elsewhere(n.Dst.Addr(), s) {
+			return netip.AddrPort{}
+		}
 		return n.Dst
 	}
 	return netip.AddrPort{}
+}
+
+// elsewhere tells that an address is none of this host's: neither an interface nor
+// a socket has it. It is false where that is not known.
+func (c *caseFile) elsewhere(a netip.Addr, s *story) bool {
+	return s.here() && len(c.own) > 0 && !a.IsLoopback() && !c.own[a.Unmap()]
 }
 
 // foreign tells whether packets of the address came in from the network: then it

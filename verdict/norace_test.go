@@ -2,4 +2,4 @@
 
 package verdict
 
-const floodPackets = 2_500_000
+const floodPackets = 1_500_000

@@ -22,6 +22,9 @@ func TestSilence(t *testing.T) {
 	stuck := append(served(false), big(5, 4), big(210, 5), big(620, 6), big(1440, 7))
 	full := &evidence.Snapshot{Conntrack: &evidence.Conntrack{Count: 100, Max: 100}}
 	queue := &evidence.Snapshot{Sockets: []evidence.Socket{{State: "listen", Local: server, RecvQueue: 5, SendQueue: 4}}}
+	routing := new(evidence.Snapshot)
+	*routing = *full
+	routing.Addresses = []netip.Addr{netip.MustParseAddr("203.0.113.1")}
 	tests := []struct {
 		name      string
 		packets   []pkt
@@ -40,6 +43,7 @@ func TestSilence(t *testing.T) {
 		{"it came in, and the queue is full", []pkt{syn(0, in), syn(1000, in)}, queue, map[string]uint64{"TcpExt.ListenOverflows": 3}, 1,
 			evidence.MechanismQueueOverflow, evidence.Server, evidence.CauseBacklogFull},
 		{"it came in, and the connection table is full", []pkt{syn(0, in), syn(1000, in)}, full, nil, 1, evidence.MechanismConntrackFull, evidence.Server, evidence.CauseConntrackFull},
+		{"a full connection table on the way", []pkt{syn(0, in), syn(1000, in)}, routing, nil, 1, evidence.MechanismConntrackFull, evidence.Network, evidence.CauseConntrackFull},
 		{"large segments vanish", stuck, nil, nil, 1, evidence.MechanismMTUBlackhole, evidence.Network, evidence.CausePathDrop},
 		{"a request without an answer, and a second later FIN", append(served(false), pkt{ms: 1010, src: client, dst: server, flags: evidence.FIN | evidence.ACK, seq: 151, ack: 501, dir: out, id: 4}),
 			nil, nil, 1, evidence.MechanismSilent, evidence.Client, evidence.CauseTimeout},
@@ -85,6 +89,29 @@ func TestGaveUp(t *testing.T) {
 	gaveUp.Errno = errConnReset
 	if c := one(t, told(all, gaveUp)).Verdict.Claim(); c.Confidence == evidence.Proven {
 		t.Errorf("proven by another error: %s", c.Sentence)
+	}
+}
+
+// TestSilentGeneration: the ports of a connection that failed in silence are used
+// again, and that one is served.
+func TestSilentGeneration(t *testing.T) {
+	all := append(served(false), pkt{ms: 1010, src: client, dst: server, flags: evidence.FIN | evidence.ACK, seq: 151, ack: 501, dir: evidence.Sent, id: 4})
+	for _, p := range served(false, pkt{ms: 5, src: server, dst: client, flags: evidence.ACK, seq: 501, ack: 151, payload: 9, dir: evidence.Received}) {
+		if p.ms += 2000; p.src == client {
+			p.seq += 77000
+		} else {
+			p.ack += 77000
+		}
+		all = append(all, p)
+	}
+	j := Judge(&evidence.Incident{Window: window(all...)})
+	if len(j.Flows) > 1 {
+		t.Errorf("%d flows", len(j.Flows))
+	}
+	for _, f := range j.Flows {
+		if f.Packets != 6 {
+			t.Errorf("a flow of %d packets: %s", f.Packets, f.Verdict)
+		}
 	}
 }
 

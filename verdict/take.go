@@ -204,7 +204,7 @@ func (t *taking) fill(w *evidence.Window) {
 func (t *taking) commitSilent() {
 	var silent []*view
 	for _, v := range t.views {
-		if v.silent && !v.ended && v.opening > 0 && v.slots[0].used {
+		if v.unfinished() {
 			silent = append(silent, v)
 		}
 	}

@@ -34,6 +34,9 @@ type slot struct {
 
 func (v *view) take(t *taking, p *evidence.Packet, l *glance, g *evidence.Segment) {
 	if v.over(l) {
+		if v.unfinished() {
+			v.commit(t, nil)
+		}
 		v.settle(t)
 		v.begin()
 	}
@@ -51,6 +54,11 @@ func (v *view) take(t *taking, p *evidence.Packet, l *glance, g *evidence.Segmen
 	default:
 		v.hold(t, p, g)
 	}
+}
+
+// unfinished tells whether a connection that is told without a RST is still held back.
+func (v *view) unfinished() bool {
+	return v.silent && !v.ended && v.opening > 0 && v.slots[0].used
 }
 
 // begin forgets the connection that was before.

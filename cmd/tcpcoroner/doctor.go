@@ -99,7 +99,7 @@ func (x *examination) ask(s *api.Status) {
 	}
 	switch r := &s.Recorder; {
 	case len(r.Interfaces) == 0:
-		x.add("capture", checkFail, "run the daemon in the network namespace of the traffic", "no interface to record")
+		x.add("capture", checkLess, "record the network namespace of the traffic, if there is any", "no packet has come yet")
 	case r.Dropped > 0:
 		x.add("capture", checkLess, "a larger recorder.ring", "%d interfaces, %d packets seen, %d dropped by the kernel", len(r.Interfaces), r.Seen, r.Dropped)
 	default:

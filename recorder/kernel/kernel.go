@@ -78,6 +78,9 @@ type Kernel struct {
 	procs *processes
 	dec   decoder
 	kept  keeper
+	// drained and counts are what drain reads at once.
+	drained [256]bpfSuppressedKey
+	counts  [256]uint64
 
 	// mu guards what a module that is loaded later changes, and Close.
 	mu      sync.Mutex
@@ -137,6 +140,9 @@ func (k *Kernel) Run(ctx context.Context) error {
 			return nil
 		case err == nil:
 			k.take(rec.RawSample)
+			if rec.Remaining == 0 {
+				rest(ctx)
+			}
 		case !errors.Is(err, os.ErrDeadlineExceeded):
 			return fmt.Errorf("read events of the kernel: %w", err)
 		}
@@ -145,6 +151,17 @@ func (k *Kernel) Run(ctx context.Context) error {
 			next = now.Add(time.Second)
 			k.ring.SetDeadline(next)
 		}
+	}
+}
+
+// restTime is how long events may wait in the ring: it has room for more than come
+// meanwhile, and one wake-up serves many.
+const restTime = 10 * time.Millisecond
+
+func rest(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(restTime):
 	}
 }
 
@@ -178,15 +195,16 @@ func (k *Kernel) tick(now time.Time) {
 // drain takes the suppressed events' counts out of the kernel. An event that is
 // counted meanwhile may be lost to this table; Stats has exact totals.
 func (k *Kernel) drain(now time.Time) {
-	var key bpfSuppressedKey
-	var all []bpfSuppressedKey
-	for it := k.maps[bpfMapSuppressed].Iterate(); it.Next(&key, new(uint64)); {
-		all = append(all, key)
-	}
-	for _, key := range all {
-		var n uint64
-		if k.maps[bpfMapSuppressed].LookupAndDelete(key, &n) == nil && n > 0 {
-			k.kept.suppress(k.dec.suppressed(key, n, now))
+	var cursor ebpf.MapBatchCursor
+	for {
+		n, err := k.maps[bpfMapSuppressed].BatchLookupAndDelete(&cursor, k.drained[:], k.counts[:], nil)
+		for i, key := range k.drained[:n] {
+			if k.counts[i] > 0 {
+				k.kept.suppress(k.dec.suppressed(key, k.counts[i], now))
+			}
+		}
+		if err != nil { // the end of the map, mostly
+			return
 		}
 	}
 }

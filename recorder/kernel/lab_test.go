@@ -23,6 +23,7 @@ func TestMain(m *testing.M) {
 	scenes.Main()
 	unprivileged()
 	listening()
+	holding()
 	os.Exit(m.Run())
 }
 

@@ -75,8 +75,7 @@ func TestOwnersOfOldSockets(t *testing.T) {
 	wantVia(t, k, p.server, evidence.ViaSeed)
 }
 
-// Where accept cannot be watched, who waits is the listener's, and who uses the
-// connection owns it.
+// Where accept cannot be watched, nobody owns a connection until it is used.
 func TestOwnersByFirstUse(t *testing.T) {
 	cfg := config()
 	cfg.Level = evidence.LevelReasons
@@ -87,7 +86,9 @@ func TestOwnersByFirstUse(t *testing.T) {
 		}
 	}
 	p := connect(t, netlab.NewNS(t))
-	wantVia(t, k, p.server, evidence.ViaInherit)
+	if o, via, ok := k.OwnerByCookie(cookie(t, p.server)); ok {
+		t.Errorf("owner %+v by %s before it was used", o, via)
+	}
 	if _, err := p.server.Write([]byte("x")); err != nil {
 		t.Fatal(err)
 	}

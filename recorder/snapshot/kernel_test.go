@@ -375,7 +375,7 @@ func TestDeadline(t *testing.T) {
 	if len(s.Counters.Values) == 0 || s.Sockets != nil || s.Interfaces != nil {
 		t.Errorf("snapshot %+v", s)
 	}
-	if len(s.Missing) != 5 || !strings.Contains(missing(s, "TCP sockets").Why, "time for the snapshot was up: context canceled") {
+	if len(s.Missing) != 6 || !strings.Contains(missing(s, "TCP sockets").Why, "time for the snapshot was up: context canceled") {
 		t.Errorf("missing %+v", s.Missing)
 	}
 }

@@ -26,6 +26,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -142,6 +144,7 @@ func (t *Taker) quick() []part {
 		{"TCP sockets", t.takeSockets},
 		{"connection tracking", t.takeConntrack},
 		{"interface statistics", t.takeInterfaces},
+		{"addresses", t.takeAddresses},
 	}
 }
 
@@ -202,6 +205,18 @@ func (t *Taker) takeConntrack(_ context.Context, s *evidence.Snapshot) {
 		miss(s, "drop counters of connection tracking", err, fixNetlink)
 	case err != nil:
 		miss(s, "connection tracking", err, "")
+	}
+}
+
+func (t *Taker) takeAddresses(_ context.Context, s *evidence.Snapshot) {
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		miss(s, "addresses of this host", err, "")
+	}
+	for _, a := range all {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			s.Addresses = append(s.Addresses, p.Addr().Unmap())
+		}
 	}
 }
 
