@@ -245,6 +245,11 @@ func (c *caseFile) unknownConnection(s *story, e *evidence.KernelEvent, form ker
 		r.mechanism, r.text = evidence.MechanismRefusedListener, "nothing listens on the port"
 	case form.mechanism == evidence.MechanismQueueOverflow && over > 0:
 		r.mechanism, r.text = form.mechanism, "the accept queue was full when the handshake ended"
+	case grave != nil && grave.Errno == 0 && grave.State == "established" && s.sender.fin == nil:
+		// An open socket that ends by close or abort says so on the wire (RFC 9293
+		// section 3.6): this one was taken away.
+		r.mechanism, r.text = evidence.MechanismStateLost, "the connection's socket had vanished "+
+			seconds(e.Time.Sub(grave.Died))+" before, without FIN or RST"
 	case grave != nil && grave.Errno == 0:
 		r.mechanism, r.text = evidence.MechanismLateData, "a segment came for a socket that was closed "+
 			seconds(e.Time.Sub(grave.Died))+" before"

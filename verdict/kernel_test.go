@@ -94,6 +94,9 @@ func TestKernelReasons(t *testing.T) {
 		{"no socket, one was closed here", passive, by("NO_SOCKET", strayACK, func(e *evidence.KernelEvent) {
 			e.Owner, e.Grave = nil, &evidence.Grave{Owner: app, Died: atMS(5)}
 		}), evidence.OriginLocalKernel, evidence.MechanismLateData, 7, evidence.CauseUnknown},
+		{"no socket, one vanished here without a word", passive, by("NO_SOCKET", strayACK, func(e *evidence.KernelEvent) {
+			e.Owner, e.Grave = nil, &evidence.Grave{Owner: app, Died: atMS(5), State: "established"}
+		}), evidence.OriginLocalKernel, evidence.MechanismStateLost, 7, evidence.CauseStateLost},
 		{"a listener with room met a stray segment, blank tuple", passive, by("TCP_FLAGS", strayACK, func(e *evidence.KernelEvent) {
 			e.State, e.Local, e.Remote = "listen", netip.AddrPortFrom(netip.IPv4Unspecified(), 8080), netip.AddrPort{}
 		}), evidence.OriginLocalKernel, evidence.MechanismNoSocket, 0, evidence.CauseStateLost},

@@ -63,7 +63,6 @@ type Incident struct {
 	Time       float64               `json:"time"`
 	Party      string                `json:"party,omitempty"`
 	Cause      string                `json:"cause,omitempty"`
-	Benign     bool                  `json:"benign,omitempty"`
 	Confidence map[string]Confidence `json:"confidence"`
 	Sentence   string                `json:"sentence,omitempty"`
 }
@@ -82,7 +81,8 @@ func Of(inc *evidence.Incident, vantage string) Report {
 		r.Flows = append(r.Flows, flowOf(&inc.Flows[i]))
 	}
 	claim := inc.Verdict.Claim()
-	if i := incidentOf(claim, inc.Time); i.Party != "" || i.Cause != "" || i.Benign {
+	// What is harmless is nobody's incident.
+	if i := incidentOf(claim, inc.Time); !claim.Benign && (i.Party != "" || i.Cause != "") {
 		r.Incidents = append(r.Incidents, i)
 	}
 	for _, f := range inc.Firings {
@@ -114,7 +114,7 @@ func flowOf(f *evidence.Flow) Flow {
 
 func incidentOf(c evidence.Claim, at time.Time) Incident {
 	i := Incident{
-		Time: seconds(at), Party: parties[c.Party], Cause: causes[c.Cause], Benign: c.Benign,
+		Time: seconds(at), Party: parties[c.Party], Cause: causes[c.Cause],
 		Confidence: fields(c), Sentence: c.Sentence,
 	}
 	i.Confidence[""] = sureness(c.Confidence)
