@@ -41,7 +41,7 @@ func levelOf(limit string, s state) evidence.KernelLevel {
 func possible(s state) evidence.KernelLevel {
 	switch {
 	case s.broken != nil:
-		return evidence.KernelLevel{Name: evidence.LevelPackets, Why: s.broken.Error(), Raise: fixCaps + "; needs Linux 5.8 with BTF"}
+		return evidence.KernelLevel{Name: evidence.LevelPackets, Why: s.broken.Error(), Raise: fixCaps + "; needs Linux 5.12 with BTF"}
 	case !s.sent:
 		return evidence.KernelLevel{Name: evidence.LevelPackets, Why: "tcp_send_reset cannot be watched", Raise: fixCaps}
 	case s.sentArgs < 3:

@@ -85,8 +85,8 @@ INLINE void forget_owner(u64 cookie)
 	if (s && s->cookie == cookie) {
 		__sync_lock_test_and_set(&s->cookie, 0);
 		count(COUNT_OWNER_OUT);
-		return;
 	}
+	/* Also where it had a slot: two CPUs may have put it at the same time. */
 	u64 *n = overflowed();
 	if (n && *n && !bpf_map_delete_elem(&owners, &cookie))
 		count(COUNT_OWNER_OUT);
