@@ -49,7 +49,7 @@ func (d *daemon) lookAround(now time.Time) {
 
 // noteInterfaceLosses: what a network card had no room for, no capture can see.
 func (d *daemon) noteInterfaceLosses(now time.Time) {
-	links, err := d.taker.Links()
+	links, err := d.links.get()
 	if err != nil {
 		return // the snapshot of an incident tells why
 	}

@@ -52,7 +52,11 @@ type daemon struct {
 	tracking tracking
 	ports    portWatch
 	lines    lineCounter
-	around   around
+	// links, listening and limits are what triggers read.
+	links     cached[[]evidence.InterfaceStats]
+	listening cached[[]evidence.Socket]
+	limits    cached[triggers.MemoryLimits]
+	around    around
 	// pulling is held while a stored window is read and sent, which takes some
 	// memory: a few at a time. Incidents never wait for it.
 	pulling chan struct{}

@@ -19,27 +19,52 @@ func (d *daemon) watches() (*triggers.Set, error) {
 		return nil, fmt.Errorf("triggers.%w", err)
 	}
 	d.lines.matches = matcher.Match
+	d.cache()
 	return triggers.NewSet(t.SetConfig,
 		triggers.NewHarm(t.Resets, d.recorder.Harm),
 		triggers.NewResets(t.ResetRate, func() uint64 { return d.recorder.Stats().Resets }),
 		triggers.NewConntrack(t.Conntrack, d.conntrack),
 		triggers.NewListen(t.Listen, counters, d.listeners),
-		triggers.NewQueue(t.AcceptQueue, d.taker.Listeners),
+		triggers.NewQueue(t.AcceptQueue, d.listeners),
 		triggers.NewSYNDrops(t.SYNDrops, counters),
 		triggers.NewConnectFailures(t.ConnectFailures, counters),
 		triggers.NewTimeouts(t.Timeouts, counters),
 		triggers.NewRetransmissions(t.Retransmissions, counters),
-		triggers.NewDrops(t.Drops, d.taker.Links, counters),
-		triggers.NewMemory(t.Memory, counters, d.memoryLimits),
+		triggers.NewDrops(t.Drops, d.links.get, counters),
+		triggers.NewMemory(t.Memory, counters, d.limits.get),
 		triggers.NewPorts(t.Ports, d.portsInUse),
 		triggers.NewLogs(t.Logs, d.lines.take),
 	), nil
 }
 
-func (d *daemon) memoryLimits() (l triggers.MemoryLimits, err error) {
-	l.Orphans, l.Pages, err = d.taker.MemoryLimits()
-	return l, err
+// cached is something that is read now and then: at most once in every.
+type cached[T any] struct {
+	every time.Duration
+	read  func() (T, error)
+	at    time.Time
+	value T
+	err   error
 }
+
+func (c *cached[T]) get() (T, error) {
+	if c.at.IsZero() || time.Since(c.at) >= c.every {
+		c.value, c.err = c.read()
+		c.at = time.Now()
+	}
+	return c.value, c.err
+}
+
+// cache sets up what triggers share, or need not read each second.
+func (d *daemon) cache() {
+	d.links = cached[[]evidence.InterfaceStats]{every: aroundEvery, read: d.taker.Links}
+	d.listening = cached[[]evidence.Socket]{every: tick / 2, read: d.ownedListeners}
+	d.limits = cached[triggers.MemoryLimits]{every: time.Minute, read: func() (l triggers.MemoryLimits, err error) {
+		l.Orphans, l.Pages, err = d.taker.MemoryLimits()
+		return l, err
+	}}
+}
+
+func (d *daemon) listeners() ([]evidence.Socket, error) { return d.listening.get() }
 
 // portWatch is the latest count of ephemeral ports.
 type portWatch struct {
@@ -143,8 +168,8 @@ func (d *daemon) conntrack() (*evidence.Conntrack, error) {
 	return nil, d.tracking.err
 }
 
-// listeners lists the listeners, those with a full accept queue with owners.
-func (d *daemon) listeners() ([]evidence.Socket, error) {
+// ownedListeners lists the listeners, those with a full accept queue with owners.
+func (d *daemon) ownedListeners() ([]evidence.Socket, error) {
 	all, err := d.taker.Listeners()
 	if err != nil {
 		return nil, err

@@ -16,8 +16,9 @@ const bigStep = 2 * time.Millisecond
 type clock struct {
 	read func() (boot, real, spread int64)
 
-	mu      sync.Mutex
-	offset  int64
+	mu       sync.Mutex
+	measured time.Time
+	offset   int64
 	steps   uint64
 	largest time.Duration
 }
@@ -26,7 +27,7 @@ type clock struct {
 // same moment, and how long that moment was.
 func newClock(read func() (boot, real, spread int64)) *clock {
 	c := &clock{read: read}
-	c.offset = c.between()
+	c.offset, c.measured = c.between(), time.Now()
 	return c
 }
 
@@ -48,10 +49,20 @@ func (c *clock) measure() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	step := time.Duration(now - c.offset).Abs()
-	c.offset = now
+	c.offset, c.measured = now, time.Now()
 	if step > bigStep {
 		c.steps++
 		c.largest = max(c.largest, step)
+	}
+}
+
+// current measures if that was not done for a second.
+func (c *clock) current() {
+	c.mu.Lock()
+	old := time.Since(c.measured) > time.Second
+	c.mu.Unlock()
+	if old {
+		c.measure()
 	}
 }
 

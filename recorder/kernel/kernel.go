@@ -130,15 +130,17 @@ func (k *Kernel) Run(ctx context.Context) error {
 	}
 	stop := context.AfterFunc(ctx, func() { k.ring.Close() })
 	defer stop()
-	next := time.Now().Add(time.Second)
+	next, busy := time.Now().Add(time.Second), true
 	k.ring.SetDeadline(next)
 	var rec ringbuf.Record
 	for {
 		err := k.ring.ReadInto(&rec)
+		busy = busy || err == nil
 		switch {
 		case errors.Is(err, ringbuf.ErrClosed):
 			return nil
 		case err == nil:
+			k.clock.current()
 			k.take(rec.RawSample)
 			if rec.Remaining == 0 {
 				rest(ctx)
@@ -148,11 +150,22 @@ func (k *Kernel) Run(ctx context.Context) error {
 		}
 		if now := time.Now(); !now.Before(next) {
 			k.tick(now)
-			next = now.Add(time.Second)
+			next = now.Add(idleTick)
+			if busy {
+				next = now.Add(busyTick)
+			}
+			busy = false
 			k.ring.SetDeadline(next)
 		}
 	}
 }
+
+// busyTick is how often counts and clocks are looked at while events come, idleTick
+// while none do: each look is a wake-up.
+const (
+	busyTick = time.Second
+	idleTick = 10 * time.Second
+)
 
 // restTime is how long events may wait in the ring: it has room for more than come
 // meanwhile, and one wake-up serves many.
