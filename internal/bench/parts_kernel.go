@@ -169,7 +169,7 @@ func churnListener() (fd int, at unix.Sockaddr, err error) {
 		at, err = unix.Getsockname(fd)
 	}
 	if err != nil {
-		unix.Close(fd)
+		_ = unix.Close(fd)
 		return 0, nil, fmt.Errorf("open a listener: %w", err)
 	}
 	return fd, at, nil

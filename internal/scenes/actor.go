@@ -129,8 +129,8 @@ func (a *actor) kill(sig syscall.Signal) error {
 func (a *actor) wait() syscall.WaitStatus {
 	_ = a.cmd.Wait() // the status tells
 	a.gone = true
-	a.to.Close()
-	a.from.Close()
+	_ = a.to.Close()
+	_ = a.from.Close()
 	status, _ := a.cmd.ProcessState.Sys().(syscall.WaitStatus)
 	return status
 }

@@ -19,8 +19,8 @@ type clock struct {
 	mu       sync.Mutex
 	measured time.Time
 	offset   int64
-	steps   uint64
-	largest time.Duration
+	steps    uint64
+	largest  time.Duration
 }
 
 // newClock measures once. read returns both clocks in nanoseconds, read at the

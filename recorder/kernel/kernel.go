@@ -128,7 +128,7 @@ func (k *Kernel) Run(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
-	stop := context.AfterFunc(ctx, func() { k.ring.Close() })
+	stop := context.AfterFunc(ctx, func() { _ = k.ring.Close() })
 	defer stop()
 	next, busy := time.Now().Add(time.Second), true
 	k.ring.SetDeadline(next)

@@ -155,7 +155,7 @@ func (k *Kernel) makeMaps() error {
 
 func (k *Kernel) closeAll() {
 	for _, c := range k.closers {
-		c.Close()
+		_ = c.Close()
 	}
 	k.closers, k.maps = nil, nil
 }

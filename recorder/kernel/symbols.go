@@ -37,7 +37,7 @@ func (s *symbols) name(addr uint64) string {
 	}
 	if f, err := os.Open(s.path); err == nil {
 		name = findSymbol(f, addr)
-		f.Close()
+		_ = f.Close()
 	}
 	s.names[addr] = name
 	return name
