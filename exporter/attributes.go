@@ -59,6 +59,12 @@ func (l *list) addFiring(inc *evidence.Incident) {
 func (l *list) addVerdict(c evidence.Claim) {
 	l.text("verdict.confidence", string(c.Confidence))
 	l.add(attribute.Bool(prefix+"verdict.benign", c.Benign))
+	if c.Party != evidence.PartyUnknown {
+		l.text("verdict.party", string(c.Party))
+	}
+	if c.Cause != evidence.CauseUnknown {
+		l.text("verdict.cause", string(c.Cause))
+	}
 	by, known := resetBy[c.Origin]
 	if !known {
 		by = "unknown"
@@ -67,12 +73,6 @@ func (l *list) addVerdict(c evidence.Claim) {
 		return
 	}
 	l.text("reset.by", by)
-	if c.Party != evidence.PartyUnknown {
-		l.text("verdict.party", string(c.Party))
-	}
-	if c.Cause != evidence.CauseUnknown {
-		l.text("verdict.cause", string(c.Cause))
-	}
 	l.text("reset.cause", causeOf(c.Mechanism))
 	l.text("reset.layer", string(c.Layer))
 }

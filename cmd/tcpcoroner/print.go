@@ -159,7 +159,7 @@ func triggerLine(g *api.TriggerStatus) string {
 		text += fmt.Sprintf(", suppressed %d", g.Suppressed)
 	}
 	if g.Why != "" {
-		text += "; " + g.Why
+		text += "; " + strings.ReplaceAll(g.Why, "\n", "; ")
 	}
 	return text
 }

@@ -53,7 +53,7 @@ func remark(g *api.TriggerStatus) string {
 	if g.DryRun {
 		return fmt.Sprintf("dry run: would have fired %d times", g.WouldHaveFired)
 	}
-	return g.Why
+	return strings.ReplaceAll(g.Why, "\n", "; ")
 }
 
 // tuning is what `triggers replay` was asked for.
