@@ -50,9 +50,9 @@ type daemon struct {
 	timeline *snapshot.Timeline
 	// tracking is the state of connection tracking at the last tick: of the watch.
 	tracking tracking
-	ports    portWatch
 	lines    lineCounter
-	// links, listening and limits are what triggers read.
+	// links, listening, ports and limits are what triggers read.
+	ports     cached[*evidence.PortRange]
 	links     cached[[]evidence.InterfaceStats]
 	listening cached[[]evidence.Socket]
 	limits    cached[triggers.MemoryLimits]

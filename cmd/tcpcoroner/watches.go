@@ -32,7 +32,7 @@ func (d *daemon) watches() (*triggers.Set, error) {
 		triggers.NewRetransmissions(t.Retransmissions, counters),
 		triggers.NewDrops(t.Drops, d.links.get, counters),
 		triggers.NewMemory(t.Memory, counters, d.limits.get),
-		triggers.NewPorts(t.Ports, d.portsInUse),
+		triggers.NewPorts(t.Ports, d.ports.get),
 		triggers.NewLogs(t.Logs, d.lines.take),
 	), nil
 }
@@ -58,6 +58,7 @@ func (c *cached[T]) get() (T, error) {
 func (d *daemon) cache() {
 	d.links = cached[[]evidence.InterfaceStats]{every: aroundEvery, read: d.taker.Links}
 	d.listening = cached[[]evidence.Socket]{every: tick / 2, read: d.ownedListeners}
+	d.ports = cached[*evidence.PortRange]{every: portsEvery, read: d.portsInUse}
 	d.limits = cached[triggers.MemoryLimits]{every: time.Minute, read: func() (l triggers.MemoryLimits, err error) {
 		l.Orphans, l.Pages, err = d.taker.MemoryLimits()
 		return l, err
@@ -65,13 +66,6 @@ func (d *daemon) cache() {
 }
 
 func (d *daemon) listeners() ([]evidence.Socket, error) { return d.listening.get() }
-
-// portWatch is the latest count of ephemeral ports.
-type portWatch struct {
-	at    time.Time
-	ports *evidence.PortRange
-	err   error
-}
 
 const (
 	// portsEvery is how often all sockets are counted, portsLeast how many there must
@@ -82,19 +76,12 @@ const (
 
 // portsInUse counts ephemeral ports on a host with many sockets.
 func (d *daemon) portsInUse() (*evidence.PortRange, error) {
-	w := &d.ports
-	if time.Since(w.at) < portsEvery && w.ports != nil {
-		return w.ports, w.err
-	}
-	w.at = time.Now()
 	if c, err := d.history.latest(); err == nil && c.Values["Sockstat.TCP.inuse"]+c.Values["Sockstat.TCP.tw"] < portsLeast {
-		w.ports, w.err = &evidence.PortRange{First: 1, Last: 65535}, nil
-		return w.ports, nil
+		return &evidence.PortRange{First: 1, Last: 65535}, nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), snapshotTime)
 	defer cancel()
-	w.ports, w.err = d.taker.Ports(ctx)
-	return w.ports, w.err
+	return d.taker.Ports(ctx)
 }
 
 // lineCounter counts lines of the journal that speak of resets.

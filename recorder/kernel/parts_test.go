@@ -147,16 +147,16 @@ func TestParseCgroup(t *testing.T) {
 		"0::/kubepods.slice/pod1.slice/cri-containerd-0a.scope:x\n2:cpu:/system.slice\n": "/kubepods.slice/pod1.slice/cri-containerd-0a.scope:x",
 		"": "", "nonsense\n": "",
 	} {
-		if got := parseCgroup(text); got != want {
-			t.Errorf("parseCgroup(%q) = %q, want %q", text, got, want)
+		if got := cgroupOf(text); got != want {
+			t.Errorf("cgroupOf(%q) = %q, want %q", text, got, want)
 		}
 	}
 	for path, want := range map[string]string{
 		"/system.slice/web.service": "web.service", "/user.slice/user@1.service/app.slice/x.scope": "x.scope",
 		"/system.slice": "", "": "", "/.service": "",
 	} {
-		if got := unitOf(path); got != want {
-			t.Errorf("unitOf(%q) = %q, want %q", path, got, want)
+		if got := evidence.UnitOf(path); got != want {
+			t.Errorf("UnitOf(%q) = %q, want %q", path, got, want)
 		}
 	}
 }
@@ -165,7 +165,7 @@ func FuzzParseProc(f *testing.F) {
 	f.Add("4619 (x) S 1 2 3\n0::/a.service\nffffffff81000000 T start")
 	f.Fuzz(func(t *testing.T, text string) {
 		parseStart(text)
-		unitOf(parseCgroup(text))
+		evidence.UnitOf(cgroupOf(text))
 		findSymbol(strings.NewReader(text), 1<<63)
 	})
 }

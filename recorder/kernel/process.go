@@ -73,7 +73,7 @@ func (p *processes) fill(o *evidence.Owner, r bpfOwner) {
 	if o.Cgroup == "" {
 		o.Cgroup = p.cgroup(r.Cgroup)
 	}
-	o.Unit = unitOf(o.Cgroup)
+	o.Unit = evidence.UnitOf(o.Cgroup)
 }
 
 func (p *processes) details(id process) details {
@@ -102,7 +102,7 @@ func (p *processes) read(id process) (d details) {
 	}
 	d.exe, _ = os.Readlink(filepath.Join(dir, "exe"))
 	if text, err := os.ReadFile(filepath.Join(dir, "cgroup")); err == nil {
-		d.cgroup = parseCgroup(string(text))
+		d.cgroup = cgroupOf(string(text))
 	}
 	return d
 }
@@ -175,42 +175,12 @@ func parseStart(text string) uint64 {
 	return n
 }
 
-// parseCgroup picks the telling path of /proc/PID/cgroup (cgroups(7)): version 2's,
-// or systemd's own hierarchy on version 1, or the first that is not the root.
-func parseCgroup(text string) string {
-	var unified, systemd, first string
-	for line := range strings.Lines(text) {
-		f := strings.SplitN(strings.TrimRight(line, "\n"), ":", 3)
-		if len(f) < 3 || f[2] == "/" {
-			continue
-		}
-		switch {
-		case f[0] == "0" && f[1] == "":
-			unified = f[2]
-		case f[1] == "name=systemd":
-			systemd = f[2]
-		case first == "":
-			first = f[2]
-		}
+// cgroupOf is the telling path of /proc/PID/cgroup; empty for the root, which tells
+// nothing of a process.
+func cgroupOf(text string) string {
+	path := strings.TrimSuffix(evidence.ParseCgroup(text), " (deleted)")
+	if path == "/" {
+		return ""
 	}
-	for _, path := range []string{unified, systemd, first} {
-		if path != "" {
-			return strings.TrimSuffix(path, " (deleted)")
-		}
-	}
-	return ""
-}
-
-// unitOf is the innermost service or scope of a cgroup path. Slices hold no
-// process of their own.
-func unitOf(cgroup string) string {
-	parts := strings.Split(cgroup, "/")
-	for i := len(parts) - 1; i >= 0; i-- {
-		for _, suffix := range []string{".service", ".scope"} {
-			if stem := strings.TrimSuffix(parts[i], suffix); stem != parts[i] && stem != "" {
-				return parts[i]
-			}
-		}
-	}
-	return ""
+	return path
 }

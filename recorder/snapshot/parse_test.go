@@ -134,9 +134,9 @@ func TestParseCgroup(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			path := parseCgroup(tt.text)
-			if path != tt.path || unitOf(path) != tt.unit {
-				t.Errorf("got %q, unit %q", path, unitOf(path))
+			path := evidence.ParseCgroup(tt.text)
+			if path != tt.path || evidence.UnitOf(path) != tt.unit {
+				t.Errorf("got %q, unit %q", path, evidence.UnitOf(path))
 			}
 		})
 	}
@@ -399,7 +399,7 @@ func FuzzProcParsers(f *testing.F) {
 		parseUID(s)
 		var ct evidence.Conntrack
 		parseCTStat(s, &ct)
-		if unit := unitOf(parseCgroup(s)); strings.Contains(unit, "/") {
+		if unit := evidence.UnitOf(evidence.ParseCgroup(s)); strings.Contains(unit, "/") {
 			t.Errorf("unit %q", unit)
 		}
 	})
