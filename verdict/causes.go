@@ -282,7 +282,7 @@ func earlyAnswer(c *caseFile, s *story) bool {
 		return false
 	}
 	s.opinion.add(packetFact("RFC 9112 section 9.6", "the server answered in the middle of the client's data and reset at once", body, answer, s.rst))
-	c.decided(s, "right after its answer, while the client was still sending: a limit or an error", evidence.CausePolicy, evidence.Likely)
+	c.decided(s, "right after its answer, while the client was still sending: probably a limit or an error", evidence.CausePolicy, evidence.Likely)
 	return true
 }
 
@@ -293,7 +293,7 @@ func turnedAway(c *caseFile, s *story) bool {
 		return false
 	}
 	s.opinion.add(packetFact("", fmt.Sprintf("the server accepted the connection and reset it after %s without a word", seconds(d.age)), s.segments[0], s.rst))
-	c.decided(s, "before it read a request: an access rule or a limit", evidence.CausePolicy, evidence.Possible)
+	c.decided(s, "before it read a request: perhaps an access rule or a limit", evidence.CausePolicy, evidence.Possible)
 	return true
 }
 
@@ -310,7 +310,7 @@ func firstFlight(c *caseFile, s *story) bool {
 	}
 	s.opinion.add(packetFact("RFC 8446 section 4.1.1", fmt.Sprintf("the first %d bytes of the client were answered with RST after %s",
 		s.flow.ClientBytes, seconds(d.idle)), s.other.data, s.rst))
-	c.decided(s, "on the client's first words: TLS policy (name, version) or not TLS at all", evidence.CausePolicy, evidence.Possible)
+	c.decided(s, "on the client's first words: perhaps TLS policy (name, version), or not TLS at all", evidence.CausePolicy, evidence.Possible)
 	return true
 }
 
