@@ -26,6 +26,8 @@ type config struct {
 	Window   windowConfig   `yaml:"window"`
 	Triggers triggersConfig `yaml:"triggers"`
 	Store    storeConfig    `yaml:"store"`
+	// Roles say whose the addresses of networks are; the longest prefix counts.
+	Roles roleMap `yaml:"roles"`
 }
 
 type recorderConfig struct {

@@ -148,7 +148,7 @@ const snapshotTime = 5 * time.Second
 func (d *daemon) newKeeper() *keeper {
 	return &keeper{
 		before: time.Duration(d.cfg.Window.Before), after: time.Duration(d.cfg.Window.After),
-		max: time.Duration(d.cfg.Window.Max), host: d.host, version: version,
+		max: time.Duration(d.cfg.Window.Max), host: d.host, version: version, roles: d.cfg.Roles,
 		stopping: make(chan struct{}),
 		look:     d.look,
 		base:     d.history.before,

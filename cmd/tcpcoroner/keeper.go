@@ -28,6 +28,8 @@ type keeper struct {
 	before, after, max time.Duration
 	host               evidence.Host
 	version            string
+	// roles are what the operator says of addresses.
+	roles []evidence.Role
 
 	// look takes a snapshot, with what has to do with the resets since a time; base
 	// finds the counters from before one.
@@ -105,7 +107,7 @@ func (k *keeper) fire(f evidence.Firing, after time.Duration) (o *openIncident, 
 func (k *keeper) begin(f evidence.Firing, after time.Duration) *openIncident {
 	inc := &evidence.Incident{
 		Schema: evidence.SchemaIncident, ID: ulid.Make().String(), TraceID: newTraceID(), Version: k.version,
-		Host: k.host, Time: f.Time, Firings: []evidence.Firing{f},
+		Host: k.host, Roles: k.roles, Time: f.Time, Firings: []evidence.Firing{f},
 	}
 	return &openIncident{
 		inc: inc, until: f.Time.Add(after), last: f.Time.Add(max(k.max, after)),

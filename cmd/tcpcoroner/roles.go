@@ -43,25 +43,46 @@ func parseRoles(text []byte) (roles []evidence.Role, err error) {
 		return nil, fmt.Errorf("%w: %s", oneLine(err), rolesHelp)
 	}
 	for _, doc := range file.Docs {
-		entries, err := mappingOf(doc.Body)
-		if err != nil {
+		if roles, err = addRoles(roles, doc.Body); err != nil {
 			return nil, err
-		}
-		for _, e := range entries {
-			role, err := roleOf(e)
-			if err != nil {
-				return nil, err
-			}
-			if slices.ContainsFunc(roles, func(r evidence.Role) bool { return r.Prefix == role.Prefix }) {
-				return nil, fmt.Errorf("line %d: network %v stands twice: remove one of the two", line(e), role.Prefix)
-			}
-			roles = append(roles, role)
 		}
 	}
 	if len(roles) == 0 {
 		return nil, fmt.Errorf("it names no network: %s", rolesHelp)
 	}
 	return roles, nil
+}
+
+// addRoles appends the entries of a mapping.
+func addRoles(roles []evidence.Role, n ast.Node) ([]evidence.Role, error) {
+	entries, err := mappingOf(n)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		role, err := roleOf(e)
+		if err != nil {
+			return nil, err
+		}
+		if slices.ContainsFunc(roles, func(r evidence.Role) bool { return r.Prefix == role.Prefix }) {
+			return nil, fmt.Errorf("line %d: network %v stands twice: remove one of the two", line(e), role.Prefix)
+		}
+		roles = append(roles, role)
+	}
+	return roles, nil
+}
+
+// roleMap is the same mapping as a part of the configuration.
+type roleMap []evidence.Role
+
+// UnmarshalYAML reads networks and their parties.
+func (r *roleMap) UnmarshalYAML(n ast.Node) error {
+	roles, err := addRoles(nil, n)
+	if err != nil {
+		return fmt.Errorf("roles: %w", err)
+	}
+	*r = roles
+	return nil
 }
 
 func mappingOf(n ast.Node) ([]*ast.MappingValueNode, error) {

@@ -82,3 +82,30 @@ func FuzzParseRoles(f *testing.F) {
 		}
 	})
 }
+
+// The configuration takes the same mapping, and an incident carries it.
+func TestRolesOfTheConfiguration(t *testing.T) {
+	c := defaultConfig()
+	if err := parseConfig([]byte("roles:\n  192.0.2.0/24: client\n  2001:db8::/64: server\n"), &c); err != nil {
+		t.Fatal(err)
+	}
+	want := []evidence.Role{
+		{Prefix: netip.MustParsePrefix("192.0.2.0/24"), Party: evidence.Client},
+		{Prefix: netip.MustParsePrefix("2001:db8::/64"), Party: evidence.Server},
+	}
+	k := keeper{roles: c.Roles}
+	got := k.begin(evidence.Firing{}, 0).inc.Roles
+	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
+		t.Errorf("roles (-want +got):\n%s", diff)
+	}
+	for text, want := range map[string]string{
+		"roles:\n  192.0.2.0/24: clients\n":                        `roles: line 2: the party of 192.0.2.0/24 is "clients": must be one of`,
+		"roles:\n  10.0.0/8: client\n":                             `roles: line 2: "10.0.0/8" is not a network`,
+		"roles: [a]\n":                                             "roles: line 1: it is no mapping",
+		"roles:\n  192.0.2.0/24: client\n  192.0.2.9/24: server\n": "roles: line 3: network 192.0.2.0/24 stands twice",
+	} {
+		if err := parseConfig([]byte(text), &c); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: error %v, want %q", text, err, want)
+		}
+	}
+}

@@ -102,8 +102,12 @@ func TestUnit(t *testing.T) {
 	}
 }
 
-// leaves flattens a YAML document to "a.b.c" and its value.
+// leaves flattens a YAML document to "a.b.c" and its value. A key without a value
+// has no default: the file shows examples of what belongs there.
 func leaves(prefix string, v any, into map[string]string) {
+	if v == nil {
+		return
+	}
 	m, ok := v.(map[string]any)
 	if !ok {
 		into[prefix] = fmt.Sprint(v)
