@@ -421,6 +421,7 @@ func (r *ended) describe(s *segment, t *tracked, ends *[2]reached, me uint8) {
 		r.bytes[me] = sentBytes(s.seq - t.isn[me] - 1)
 	}
 	if ends[me].ok && ends[peer].ok && !r.opening {
+		r.unheard = outstanding(&ends[peer], ends[me].ack, r.fin[peer])
 		r.ignored = int32(s.seq-ends[peer].ack) < 0 || int32(s.seq-ends[me].next) > 0
 	}
 }
@@ -458,10 +459,19 @@ func (t *tracked) moved(i uint8, e *reached, fin bool, acked uint32, has bool) (
 			acked = first // the SYN at most
 		}
 	}
-	if n := positive(e.next - acked); has && n > int64(phantom) {
-		lost = uint32(n) - phantom
+	if has {
+		lost = outstanding(e, acked, fin)
 	}
 	return sent, lost
+}
+
+// outstanding is the payload that an end has sent beyond an acknowledgment.
+func outstanding(e *reached, acked uint32, fin bool) uint32 {
+	n := positive(e.next - acked)
+	if fin {
+		n--
+	}
+	return uint32(max(n, 0))
 }
 
 // sentBytes is how far a sequence number is behind the first: modulo 4 GiB, and 0 if

@@ -44,6 +44,9 @@ func TestJudge(t *testing.T) {
 		{"small request on a closed connection", ended{known: true, bytes: answered, lost: [2]uint32{24, 0}, pending: [2]bool{true, false}, fin: [2]bool{false, true}},
 			evidence.HarmDataLost, 75},
 		{"closed", ended{known: true, bytes: answered, fin: [2]bool{true, false}}, evidence.HarmAfterFIN, 0},
+		{"turned away, client is done", ended{known: true, bytes: answered, unheard: 5000, fin: [2]bool{true, false}}, evidence.HarmUnanswered, 65},
+		{"farewell of a client that is done", ended{known: true, bytes: answered, unheard: 24, fin: [2]bool{true, false}}, evidence.HarmAfterFIN, 0},
+		{"unheard by a server that is done", ended{known: true, bytes: answered, unheard: 5000, fin: [2]bool{true, true}}, evidence.HarmAfterFIN, 0},
 	}
 	for _, test := range tests {
 		kind, score := test.ended.judge()
@@ -192,6 +195,12 @@ var talks = []struct {
 	{"reuse of a closed connection", func(c *talk) {
 		c.open().request().answer().say(1, sFIN, 0).wait(500).say(0, sPSH, 300).say(1, flagRST, 0)
 	}, one(evidence.HarmDataLost)},
+	{"an early answer to a client that is done at last", func(c *talk) {
+		c.open().request().say(1, sPSH, 70).hears(0).say(0, sPSH, 9000).say(0, sFIN, 0).hears(1).say(1, sRST, 0)
+	}, one(evidence.HarmUnanswered)},
+	{"an answer to a client that is done", func(c *talk) {
+		c.open().request().answer().say(0, sFIN, 0).hears(1).say(1, sRST, 0)
+	}, one(evidence.HarmAfterFIN)},
 	{"TLS says goodbye to a client that is gone", func(c *talk) {
 		c.open().request().answer().say(0, sFIN, 0).hears(1).say(1, sPSH, 24).say(0, flagRST, 0)
 	}, one(evidence.HarmAfterFIN)},

@@ -22,6 +22,9 @@ type ended struct {
 	bytes [2]int64
 	// lost is the payload of each end that the other did not acknowledge.
 	lost [2]uint32
+	// unheard is the payload of the receiver of the reset that the other end had not
+	// acknowledged when it last said anything else: it came in with the reset, if at all.
+	unheard uint32
 	// pending tells that an end's last segment carried payload, pushed that its
 	// last data did with PSH: the end of what it had to say.
 	pending, pushed [2]bool
@@ -105,6 +108,8 @@ func (r *ended) used() (evidence.HarmKind, uint8) {
 		return evidence.HarmAfterFIN, scoreBenign
 	case r.lost != [2]uint32{}:
 		return evidence.HarmDataLost, r.score(scoreCertain, waiting)
+	case r.turnedAway():
+		return evidence.HarmUnanswered, r.score(scoreLikely, true)
 	case r.fin[0] || r.fin[1]:
 		return evidence.HarmAfterFIN, scoreBenign
 	case waiting:
@@ -125,6 +130,13 @@ func (r *ended) late() bool {
 		me, peer = 0, 1
 	}
 	return r.fin[me] && r.lost[me] == 0 && r.lost[peer] > 0 && r.lost[peer] <= farewell && (r.fin[peer] || r.fromClient)
+}
+
+// turnedAway tells that the server answered in the middle of what the client had to
+// say, and did not read the rest: the reset confirms data that nothing was said of
+// (RFC 9112, section 9.6). That the client is done changes nothing.
+func (r *ended) turnedAway() bool {
+	return !r.fromClient && r.fin[0] && !r.fin[1] && r.unheard > farewell
 }
 
 func (r *ended) score(n uint8, waiting bool) uint8 {
