@@ -14,13 +14,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/ti-mo/conntrack"
 
 	"tcpcoroner/evidence"
 	"tcpcoroner/exporter/api"
@@ -453,37 +450,24 @@ var (
 )
 
 // fillConntrack makes entries of one talker over many of its ports and of the
-// addresses beside the one it talks to. An entry is a round trip to the kernel:
-// several sockets fill side by side.
+// addresses beside the one it talks to.
 func fillConntrack(t *testing.T, ns *netlab.NS, n int) {
 	t.Helper()
-	const workers = 4
-	var filling sync.WaitGroup
-	for w := range workers {
-		filling.Go(func() {
-			if err := ns.Do(func() error { return fillShare(n, w, workers) }); err != nil {
-				t.Error(err)
-			}
-		})
+	if err := netlab.NewTracker(t, ns.Do).Track(talks(0, n)...); err != nil {
+		t.Fatal(err)
 	}
-	filling.Wait()
 }
 
-func fillShare(n, first, step int) error {
-	c, err := conntrack.Dial(nil)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	for i := first; i < n; i += step {
+// talks are the talker's connections from one number to before another.
+func talks(from, to int) []netlab.Connection {
+	all := make([]netlab.Connection, 0, to-from)
+	for i := from; i < to; i++ {
 		dst := talkedTo.Addr().As4()
 		dst[3] += byte(i / 60000)
-		f := conntrack.NewFlow(syscall.IPPROTO_TCP, 0, talker, netip.AddrFrom4(dst), uint16(1024+i%60000), talkedTo.Port(), 600, 0)
-		if err := c.Create(f); err != nil {
-			return fmt.Errorf("conntrack entry %d of %d: %w", i, n, err)
-		}
+		all = append(all, netlab.Connection{
+			From: netip.AddrPortFrom(talker, uint16(1024+i%60000)), To: netip.AddrPortFrom(netip.AddrFrom4(dst), talkedTo.Port())})
 	}
-	return nil
+	return all
 }
 
 func checkConntrack(t *testing.T, inc *evidence.Incident, limit int) {

@@ -11,9 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mdlayher/netlink"
-	"golang.org/x/sys/unix"
-
 	"tcpcoroner/evidence"
 	"tcpcoroner/internal/netlab"
 )
@@ -23,51 +20,18 @@ import (
 func createEntries(t testing.TB, ns *netlab.NS, n int) (heavy int) {
 	t.Helper()
 	heavy = min(n/2, 60_000)
-	ns.Run(t, func() {
-		c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
-		if err != nil {
-			t.Fatal(err)
+	all := make([]netlab.Connection, n)
+	for i := range all {
+		src := [4]byte{10, 1, 0, 1}
+		if i >= heavy {
+			binary.BigEndian.PutUint32(src[:], 0x0b000000+uint32(i))
 		}
-		defer c.Close()
-		for from := range n {
-			if from%batch != 0 {
-				continue
-			}
-			var all []netlink.Message
-			for i := from; i < min(from+batch, n); i++ {
-				src := [4]byte{10, 1, 0, 1}
-				if i >= heavy {
-					binary.BigEndian.PutUint32(src[:], 0x0b000000+uint32(i))
-				}
-				all = append(all, newEntry(src, uint16(1+i)))
-			}
-			if _, err := c.SendMessages(all); err != nil {
-				t.Fatalf("create %d entries: %v", n, err)
-			}
-		}
-	})
+		all[i] = netlab.Connection{From: netip.AddrPortFrom(netip.AddrFrom4(src), uint16(1+i)), To: netip.MustParseAddrPort("10.9.9.9:443")}
+	}
+	if err := netlab.NewTracker(t, ns.Do).Track(all...); err != nil {
+		t.Fatal(err)
+	}
 	return heavy
-}
-
-// batch is how many entries are created by one system call.
-const batch = 500
-
-// newEntry asks for a tracked TCP connection from src to 10.9.9.9:443. Without an
-// acknowledgement, only failures are answered.
-func newEntry(src [4]byte, port uint16) netlink.Message {
-	dst, https := [4]byte{10, 9, 9, 9}, uint16(443)
-	tuple := func(typ uint16, src, dst [4]byte, sport, dport uint16) []byte {
-		const nested = 1 << 15
-		ip := join(attr(1, src[:]...), attr(2, dst[:]...))
-		proto := join(attr(1, unix.IPPROTO_TCP), attr(2, byte(sport>>8), byte(sport)), attr(3, byte(dport>>8), byte(dport)))
-		return attr(typ|nested, join(attr(1|nested, ip...), attr(2|nested, proto...))...)
-	}
-	const timeout = 7 // CTA_TIMEOUT, seconds
-	return netlink.Message{
-		Header: netlink.Header{Type: unix.NFNL_SUBSYS_CTNETLINK << 8, Flags: netlink.Request | netlink.Create | netlink.Excl},
-		Data: join([]byte{unix.AF_INET, 0, 0, 0}, tuple(1, src, dst, port, https),
-			tuple(2, dst, src, https, port), attr(timeout, 0, 0, 2, 88)),
-	}
 }
 
 func TestConntrack(t *testing.T) {
