@@ -45,6 +45,19 @@ func (c *column) byte(v uint8) {
 }
 
 func (c *column) uvarint(v uint64) {
+	switch n := c.n; {
+	case v < 1<<7:
+		c.b[n] = uint8(v)
+		c.n = n + 1
+	case v < 1<<14:
+		binary.LittleEndian.PutUint16(c.b[n:], uint16(v&0x7f|0x80|v<<1&0x7f00))
+		c.n = n + 2
+	default:
+		c.longVarint(v)
+	}
+}
+
+func (c *column) longVarint(v uint64) {
 	for v >= 0x80 {
 		c.b[c.n] = uint8(v) | 0x80
 		v >>= 7

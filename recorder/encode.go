@@ -150,10 +150,16 @@ type outcome struct {
 
 // add appends a packet; there must be room. What may not be kept of it, see Cut,
 // is not: of a packet that is taken apart nothing but its fields is left.
-func (e *encoder) add(m *Meta, b []byte) (o outcome) {
+func (e *encoder) add(m *Meta, b []byte) outcome {
 	if e.quick(m, b) {
-		o = outcome{kept: true}
-	} else if e.fields.take(m, b) && e.layoutOf(&e.fields) {
+		return outcome{kept: true}
+	}
+	return e.general(m, b)
+}
+
+// general is add for all packets.
+func (e *encoder) general(m *Meta, b []byte) (o outcome) {
+	if e.fields.take(m, b) && e.layoutOf(&e.fields) {
 		e.time(m)
 		o = outcome{true, e.fields.flags&flagRST != 0, e.record(m)}
 	} else if n, reset := Cut(b); n > 0 {
@@ -297,7 +303,7 @@ func (e *encoder) fill(f *flow, mask, more uint8, milli uint32) {
 		putDifference(seqs, me.seen, p.ack, me.ack)
 	}
 	if p.options.stamped() && (p.value != me.nextValue(milli) || p.ech != f.nextEch(e.side)) {
-		e.stamps(f, &p.facts, milli)
+		e.stamps(p.value-me.nextValue(milli), p.ech-f.nextEch(e.side))
 		mask |= maskStamp
 	}
 	if p.window != me.window {
@@ -343,18 +349,17 @@ func (e *encoder) kind(me *state) uint8 {
 	return kindLength
 }
 
-// stamps writes the timestamps. The lowest bit tells whether the echo follows.
-func (e *encoder) stamps(f *flow, p *facts, milli uint32) {
-	c := &e.columns[colStamp]
-	value, ech := f.sides[e.side].nextValue(milli), f.nextEch(e.side)
-	d := int64(int32(p.value - value))
+// stamps writes how far the timestamps are from the expected ones. The lowest bit
+// tells whether the echo follows.
+func (e *encoder) stamps(value, ech uint32) {
+	c, d := &e.columns[colStamp], int64(int32(value))
 	v := (uint64(d)<<1 ^ uint64(d>>63)) << 1
-	if p.ech == ech {
+	if ech == 0 {
 		c.uvarint(v)
 		return
 	}
 	c.uvarint(v | 1)
-	c.signed(int64(int32(p.ech - ech)))
+	c.signed(int64(int32(ech)))
 }
 
 // edges writes the SACK edges: the first from the acknowledgement, each other
@@ -440,11 +445,18 @@ func (e *encoder) find(k *key) *flow {
 // hash is the same for both ways of a flow. It is keyed with a random seed: who
 // sends packets must not choose where their flows collide.
 func (e *encoder) hash(k *key) uint64 {
-	a, b := k.words[0]&0xffffffff, k.words[0]>>32
-	if k.space >= space6 {
-		a, b = e.mix(k.words[0])+k.words[1], e.mix(k.words[2])+k.words[3]
+	if k.space < space6 {
+		return e.hash4(k.words[0], k.ports)
 	}
-	h := e.mix(a^uint64(k.ports&0xffff)<<40) + e.mix(b^uint64(k.ports>>16)<<40)
+	return e.hashEnds(e.mix(k.words[0])+k.words[1], e.mix(k.words[2])+k.words[3], k.ports)
+}
+
+func (e *encoder) hash4(ends uint64, ports uint32) uint64 {
+	return e.hashEnds(ends&0xffffffff, ends>>32, ports)
+}
+
+func (e *encoder) hashEnds(a, b uint64, ports uint32) uint64 {
+	h := e.mix(a^uint64(ports&0xffff)<<40) + e.mix(b^uint64(ports>>16)<<40)
 	return h ^ h>>29
 }
 

@@ -2,6 +2,7 @@ package recorder
 
 import (
 	"context"
+	"unsafe"
 
 	"tcpcoroner/evidence"
 )
@@ -18,10 +19,10 @@ type Path struct {
 	Direction evidence.Direction
 }
 
-// same is ==, without a call.
+// same is ==, without a call: the first 16 bytes have no holes.
 func (p *Path) same(o *Path) bool {
-	return p.Interface == o.Interface && p.Direction == o.Direction && p.SrcMAC == o.SrcMAC &&
-		p.VLAN == o.VLAN && p.Namespace == o.Namespace && p.LinkType == o.LinkType
+	a, b := (*[unsafe.Offsetof(p.SrcMAC) + 4]byte)(unsafe.Pointer(p)), (*[unsafe.Offsetof(p.SrcMAC) + 4]byte)(unsafe.Pointer(o))
+	return *a == *b && p.SrcMAC[4] == o.SrcMAC[4] && p.SrcMAC[5] == o.SrcMAC[5] && p.Direction == o.Direction
 }
 
 // Meta is what is known of a packet beside its header bytes.

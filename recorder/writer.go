@@ -35,6 +35,15 @@ const publishEvery = 50 * time.Millisecond
 func (w *writer) Add(m *Meta, header []byte) {
 	w.stats.Seen++
 	w.stats.Bytes += uint64(m.WireBytes)
+	if e := w.buffer.encoder; e.head.packets < e.lookAt && !e.full && e.quick(m, header) {
+		w.stats.Kept++
+		return
+	}
+	w.addAny(m, header)
+}
+
+// addAny is Add for what is not added quickly, or not before a look at the chunk.
+func (w *writer) addAny(m *Meta, header []byte) {
 	o := w.store(m, header)
 	switch {
 	case !o.kept:

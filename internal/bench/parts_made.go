@@ -206,18 +206,17 @@ func quota(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	rates := ladder(5_000, 1_000_000)
 	seconds := pick(b, 30.0, 4.0)
 	best := map[string]float64{}
-	t := table{Title: fmt.Sprintf("packets/s without loss for %.0f s in 1 %% of a processor, in steps of 1.5", seconds),
+	t := table{Title: fmt.Sprintf("packets/s without loss for %.0f s in 1 %% of a processor, in steps of %.2f", seconds, fine),
 		Columns: []string{"engine", "lossless", "tried"}}
 	for _, e := range rivalsAndUs() {
 		var tried []string
-		found, err := highest(len(rates), func(i int) (bool, error) {
+		found, err := limit(5_000, 1_000_000, func(rate float64) (bool, error) {
 			keep := b.mark()
-			s, err := b.measure(ctx, n, e, flow{rate: rates[i], total: int(rates[i] * seconds), during: limited})
+			s, err := b.measure(ctx, n, e, flow{rate: rate, total: int(rate * seconds), during: limited})
 			if err == nil {
-				tried = append(tried, fmt.Sprintf("%.0f: %s%s", rates[i], lossList([]sample{s}), s.Got.leveled()))
+				tried = append(tried, fmt.Sprintf("%.0f: %s%s", rate, lossList([]sample{s}), s.Got.leveled()))
 				err = b.unwind(keep)
 			}
 			return s.lossless(), err
@@ -225,9 +224,7 @@ func quota(ctx context.Context, b *bench) error {
 		if err != nil {
 			return err
 		}
-		if found >= 0 {
-			best[e.name] = rates[found]
-		}
+		best[e.name] = found
 		t.Rows = append(t.Rows, []string{e.name, fmt.Sprintf("%.0f", best[e.name]), strings.Join(tried, ", ")})
 	}
 	b.table(t)

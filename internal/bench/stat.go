@@ -34,12 +34,38 @@ func spread(list []float64) float64 {
 // mostSpread is from where on the yardstick is no yardstick.
 const mostSpread = 0.25
 
-// ladder is the rates that are tried: steps of 1.5 from first to last.
-func ladder(first, last float64) (rates []float64) {
-	for r := first; r <= last; r *= 1.5 {
+// The steps of a search: coarse ones find between which two rates the limit is, fine
+// ones where. 1.5 is between two and three fine steps.
+const (
+	coarse = 1.5
+	fine   = 1.15
+)
+
+// ladder is the rates that are tried, in steps from first to below last.
+func ladder(first, last, step float64) (rates []float64) {
+	for r := first; r < last; r *= step {
 		rates = append(rates, r)
 	}
 	return rates
+}
+
+// limit finds the highest rate between first and last that holds, in coarse steps and
+// then in fine ones from the rate that was found. It is 0 if none holds.
+func limit(first, last float64, holds func(rate float64) (bool, error)) (float64, error) {
+	best, end := 0.0, last
+	for _, step := range []float64{coarse, fine} {
+		rates := ladder(first, end, step)
+		if best != 0 {
+			rates = rates[1:] // the first is known to hold
+		}
+		found, err := highest(len(rates), func(i int) (bool, error) { return holds(rates[i]) })
+		if err != nil || found < 0 {
+			return best, err
+		}
+		best = rates[found]
+		first, end = best, best*coarse
+	}
+	return best, nil
 }
 
 // highest finds the last rung that holds, where every rung below one that holds

@@ -130,22 +130,28 @@ func (w *walker) packet(b []byte, do purpose) bool {
 		header = stripTag(header, binary.BigEndian.Uint16(p[packetProtocol:]), p[packetType], m)
 		w.tagged = true
 	}
-	w.give(do, header)
+	if do == add {
+		w.sink.Add(m, header)
+	} else {
+		w.give(do, header)
+	}
 	return true
 }
 
 // samePath tells whether a packet has the path of the one before: most have.
 func (w *walker) samePath(p *[packetHeader]byte, status uint32) bool {
-	was, tagged := w.address, w.tagged
-	w.address[0] = binary.NativeEndian.Uint64(p[packetFamily:])
-	w.address[1] = binary.NativeEndian.Uint64(p[packetFamily+8:])
-	w.address[2] = uint64(binary.NativeEndian.Uint32(p[packetFamily+16:]))
-	w.tagged = status&unix.TP_STATUS_VLAN_VALID != 0
-	return w.address == was && !tagged && !w.tagged
+	return w.address[0] == binary.NativeEndian.Uint64(p[packetFamily:]) &&
+		w.address[1] == binary.NativeEndian.Uint64(p[packetFamily+8:]) &&
+		uint32(w.address[2]) == binary.NativeEndian.Uint32(p[packetFamily+16:]) &&
+		!w.tagged && status&unix.TP_STATUS_VLAN_VALID == 0
 }
 
 // path sets all of the path but the namespace, which is the ring's.
 func (w *walker) path(p *[packetHeader]byte, status uint32) {
+	w.address[0] = binary.NativeEndian.Uint64(p[packetFamily:])
+	w.address[1] = binary.NativeEndian.Uint64(p[packetFamily+8:])
+	w.address[2] = uint64(binary.NativeEndian.Uint32(p[packetFamily+16:]))
+	w.tagged = status&unix.TP_STATUS_VLAN_VALID != 0
 	path := &w.meta.Path
 	index, hatype := u32(p[:], packetIndex), u16(p[:], packetHatype)
 	path.Interface, path.LinkType = index, hatype
@@ -181,8 +187,6 @@ func (w *walker) give(do purpose, header []byte) {
 			w.early++
 			return
 		}
-		fallthrough
-	case add:
 		w.sink.Add(m, header)
 	case count:
 		w.sink.Count(m, header)
@@ -230,7 +234,11 @@ func direction(hatype uint16, kind uint8) evidence.Direction {
 // mayHaveTag spares most packets a closer look: a tag is followed by the protocol
 // of an IP header.
 func mayHaveTag(b []byte) bool {
-	return len(b) >= vlanTag+20 && (b[2] == 0x08 && b[3] == 0 || b[2] == 0x86 && b[3] == 0xdd)
+	if len(b) < vlanTag+20 {
+		return false
+	}
+	inner := binary.BigEndian.Uint16(b[2:])
+	return inner == unix.ETH_P_IP || inner == unix.ETH_P_IPV6
 }
 
 // stripTag takes off the VLAN tag that the kernel may have left in front of the
