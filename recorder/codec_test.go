@@ -3,12 +3,14 @@ package recorder
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"math/rand/v2"
 	"reflect"
 	"slices"
 	"sync"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -131,6 +133,46 @@ func TestRoundTrip(t *testing.T) {
 }
 
 // Bytes at random, and headers with bits turned: nothing is lost either.
+// Path.same compares 16 bytes at once: there must be no hole in them.
+func TestPathHasNoHoles(t *testing.T) {
+	if at := unsafe.Offsetof(Path{}.SrcMAC); at != 4+2+2+2*2 {
+		t.Errorf("SrcMAC is at %d", at)
+	}
+	a := Path{Interface: 1, LinkType: 2, Namespace: 3, VLAN: [2]uint16{4, 5}, SrcMAC: [6]byte{1, 2, 3, 4, 5, 6}, Direction: 1}
+	for i := range int(unsafe.Offsetof(a.Direction)) + 1 {
+		b := a
+		if (*[20]byte)(unsafe.Pointer(&b))[i] ^= 0x80; a.same(&b) || !a.same(&a) {
+			t.Errorf("a difference in byte %d does not show", i)
+		}
+	}
+}
+
+// The quick path writes what the general one would, byte for byte.
+func TestQuickWritesTheSame(t *testing.T) {
+	quick, general := mustEncoder(), mustEncoder()
+	defer func() { _ = errors.Join(quick.close(), general.close()) }()
+	tr, n := newTraffic(11), 0
+	for range 60_000 {
+		for _, p := range tr.next() {
+			m := metaOf(&p)
+			if quick.quick(m, p.Header) {
+				n++
+			} else {
+				quick.general(m, p.Header)
+			}
+			general.general(m, p.Header)
+		}
+		if !quick.room() || !general.room() {
+			break
+		}
+	}
+	a := quick.seal(make([]byte, quick.sealedSize()), false)
+	b := general.seal(make([]byte, general.sealedSize()), false)
+	if n < 1000 || !bytes.Equal(a, b) {
+		t.Errorf("%d packets went the quick way, and the chunks of %d and %d bytes are the same: %v", n, len(a), len(b), bytes.Equal(a, b))
+	}
+}
+
 func TestRoundTripOfNonsense(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	tr := newTraffic(99)

@@ -50,6 +50,8 @@ const (
 	hasReset  = 1 << 9
 	hasClosed = 1 << 10 // its end is counted
 	isLower   = 1 << 11 // the client is the lower end
+	// The payload of the last words of the end that closed first, up to farewell.
+	lastWords = 12
 )
 
 // mark remembers one fact about one thing for a while, both by hash.
@@ -191,6 +193,7 @@ type segment struct {
 	key      *key
 	hash     uint64 // of addresses and ports, the same both ways
 	seq, ack uint32
+	payload  uint32 // 0 if it was not taken apart
 	flags    uint8
 	nanos    int64
 	milli    uint32
@@ -242,6 +245,10 @@ func (h *harm) syn(s *segment, t *tracked) *tracked {
 	if answer != 0 {
 		t.isn[1] = s.seq
 		t.bits |= hasISN << 1
+		if s.key.space < space6 {
+			m, _ := h.markOf(h.listener(s.key), s.milli, fallbackFor)
+			m.at, m.value = s.milli, 1
+		}
 	}
 	return t
 }
@@ -261,11 +268,29 @@ func (h *harm) fin(s *segment, t *tracked) *tracked {
 		t.guess(s.key)
 	}
 	me := t.side(s.key)
+	if t.bits&(hasFIN|hasFIN<<1) == 0 {
+		t.bits |= h.said(s, t, me) << lastWords
+	}
 	t.bits |= hasFIN << me
 	t.last = s.milli
 	h.served(s, t, me)
 	h.countClose(t)
 	return t
+}
+
+// said is the payload of the last words of an end that closes: those with the FIN or
+// right before it. It is 0 if they are no farewell.
+func (h *harm) said(s *segment, t *tracked, me uint8) uint32 {
+	n := s.payload
+	if n == 0 && !h.blind {
+		if e := h.ends(s, t)[me]; e.ok && e.next == s.seq && positive(s.milli-e.milli) <= farewellTime {
+			n = e.next - e.seq
+		}
+	}
+	if n > farewell {
+		return 0
+	}
+	return n
 }
 
 func (h *harm) countClose(t *tracked) {
@@ -413,6 +438,8 @@ func (r *ended) describe(s *segment, t *tracked, ends *[2]reached, me uint8) {
 		r.pending[i] = ends[i].ok && ends[i].next != ends[i].seq && !r.fin[i] && r.bytes[i] != 0 &&
 			(!ends[i^1].ok || ends[i^1].next == ends[i].ack)
 	}
+	r.goodbyes = goodbyes(&ends[0], &ends[1], s.milli)
+	r.lastWords = t.bits >> lastWords & (2*farewell - 1)
 	r.idle = idleOf(s, ends)
 	if r.opening && r.fromClient && r.bytes[0] > 0 {
 		r.known = false // the server's side passes elsewhere
@@ -436,6 +463,14 @@ func idleOf(s *segment, ends *[2]reached) (idle uint32) {
 		}
 	}
 	return idle
+}
+
+// goodbyes tells that a client said as much as the server right before it, each an
+// alert of TLS by its size, and nothing since: the server was about to close.
+func goodbyes(client, server *reached, milli uint32) bool {
+	n := client.next - client.seq
+	return client.ok && server.ok && n >= leastAlert && n <= mostAlert && n == server.next-server.seq &&
+		client.ack == server.next && client.milli-server.milli <= farewellTime && milli-client.milli <= farewellTime
 }
 
 // moved is how much payload an end sent, -1 if that is not known, and how much of
@@ -493,12 +528,15 @@ const (
 	markSource             // a client: the ports that it found closed, as a set
 	markTries              // a client and a port: how often it was refused
 	markCopy               // a reset, to know it again in another namespace
+	markAnswer             // a port that accepted a connection over IPv4
 )
 
 const (
 	servingFor = 3600_000 // milliseconds
 	triesFor   = 10_000
 	copiedFor  = 1000
+	// fallbackFor is how long after an answer over IPv4 nobody misses one over IPv6.
+	fallbackFor = 5000
 	// scanPorts is how many ports make a scan.
 	scanPorts = 10
 )
@@ -507,6 +545,11 @@ const (
 // source.
 func (h *harm) service(k *key, end uint8) uint64 {
 	return h.mix(h.address(k, end), markService|uint64(portOf(k, end))<<8|uint64(k.space)<<32)
+}
+
+// listener is the mark of the port that the segment comes from, on whatever address.
+func (h *harm) listener(k *key) uint64 {
+	return h.mix(uint64(portOf(k, 0))|uint64(k.space&^space6)<<16, markAnswer)
 }
 
 // address is an end of the segment without its port.
@@ -571,7 +614,8 @@ func (h *harm) lookUp(s *segment, r *ended) {
 		return
 	}
 	const server, client = 0, 1 // ends of the segment
-	r.serving = h.has(h.service(s.key, server), s.milli)
+	r.serving = h.has(h.service(s.key, server), s.milli, servingFor)
+	r.fallback = s.key.space >= space6 && h.has(h.listener(s.key), s.milli, fallbackFor)
 	source, _ := h.markOf(h.mix(h.address(s.key, client), markSource), s.milli, triesFor)
 	source.value |= 1 << (h.mix(uint64(portOf(s.key, server)), markSource) >> 58)
 	r.scanner = bits.OnesCount64(source.value) > scanPorts
@@ -581,10 +625,10 @@ func (h *harm) lookUp(s *segment, r *ended) {
 	r.tries = uint32(tries.value)
 }
 
-func (h *harm) has(hash uint64, milli uint32) bool {
+func (h *harm) has(hash uint64, milli, life uint32) bool {
 	at := hash >> 40 & (harmMarks/harmWays - 1) * harmWays
 	for _, m := range h.marks[at : at+harmWays] {
-		if m.tag == uint32(hash)|1 && milli-m.at <= servingFor {
+		if m.tag == uint32(hash)|1 && milli-m.at <= life {
 			return m.value != 0
 		}
 	}
@@ -623,7 +667,7 @@ func (h *harm) taken(e *encoder, f *flow, m *Meta, milli uint32) {
 	p := &e.fields
 	h.control(&segment{
 		key: &p.key, hash: e.hash(&p.key), seq: p.seq, ack: p.ack,
-		flags: p.flags, nanos: m.Nanos, milli: milli, to: m.Path.Direction, flow: f, side: e.side,
+		payload: p.payload, flags: p.flags, nanos: m.Nanos, milli: milli, to: m.Path.Direction, flow: f, side: e.side,
 	})
 }
 

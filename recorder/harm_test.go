@@ -3,6 +3,7 @@ package recorder
 import (
 	"encoding/binary"
 	"net/netip"
+	"strconv"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -204,6 +205,30 @@ var talks = []struct {
 	{"TLS says goodbye to a client that is gone", func(c *talk) {
 		c.open().request().answer().say(0, sFIN, 0).hears(1).say(1, sPSH, 24).say(0, flagRST, 0)
 	}, one(evidence.HarmAfterFIN)},
+	{"TLS says goodbye to a server that is gone", func(c *talk) {
+		c.open().request().answer().say(1, sPSH, 24).say(1, sFIN, 0).hears(0).say(0, sPSH, 24).say(1, flagRST, 0)
+	}, one(evidence.HarmAfterFIN)},
+	{"TLS says goodbye with the FIN, to a server that is gone, chunks later", func(c *talk) {
+		c.open().request().answer().seal().wait(60000).say(1, sPSH|flagFIN, 31).hears(0).seal().wait(60000).say(0, sPSH, 31).say(1, flagRST, 0)
+	}, one(evidence.HarmAfterFIN)},
+	{"TLS says goodbye to a server that is about to go", func(c *talk) {
+		c.open().request().answer().say(1, sPSH, 24).hears(0).say(0, sPSH, 24).hears(1).say(1, sRST, 0)
+	}, one(evidence.HarmAfterFIN)},
+	{"an echo that ends", func(c *talk) {
+		c.open().say(0, sPSH, 64).hears(1).say(1, sPSH, 64).hears(0).say(0, sPSH, 64).hears(1).say(1, sRST, 0)
+	}, one(evidence.HarmUnanswered)},
+	{"a request as short as the answer before, which nobody answers", func(c *talk) {
+		c.open().request().say(1, sPSH, 24).hears(0).say(0, sPSH, 24).hears(1).wait(500).say(1, sRST, 0)
+	}, one(evidence.HarmUnanswered)},
+	{"a request as short as the answer long before", func(c *talk) {
+		c.open().request().say(1, sPSH, 24).wait(500).hears(0).say(0, sPSH, 24).hears(1).say(1, sRST, 0)
+	}, one(evidence.HarmUnanswered)},
+	{"a request as short as the goodbye of the server, and its answer", func(c *talk) {
+		c.open().request().answer().say(1, sPSH, 24).say(1, sFIN, 0).hears(0).say(0, sPSH, 23).say(1, flagRST, 0)
+	}, one(evidence.HarmDataLost)},
+	{"a request as short as the last answer, long ago", func(c *talk) {
+		c.open().request().say(1, sPSH, 24).hears(0).say(0, sACK, 0).wait(5000).say(1, sFIN, 0).hears(0).say(0, sPSH, 24).say(1, flagRST, 0)
+	}, one(evidence.HarmDataLost)},
 	{"one reset an answer", func(c *talk) {
 		c.open().request().say(1, sPSH, 900).say(1, sPSH, 900).say(0, flagRST, 0).say(0, flagRST, 0)
 	}, map[evidence.HarmKind]uint64{evidence.HarmDataLost: 1, evidence.HarmDuplicate: 1}},
@@ -308,6 +333,37 @@ func TestHarm(t *testing.T) {
 	}
 }
 
+// A name with two addresses: who listens on IPv4 alone refuses IPv6 each time.
+func TestHarmOfAFallback(t *testing.T) {
+	for _, test := range []struct {
+		name      string
+		service   string // what answers over IPv4
+		namespace uint16
+		wait      int // milliseconds since then
+		refused   uint64
+	}{
+		{"answered", "127.0.0.1:5000", 0, 1000, 0},
+		{"answered long ago", "127.0.0.1:5000", 0, 6000, 3},
+		{"another port", "127.0.0.1:5001", 0, 1000, 3},
+		{"another namespace", "127.0.0.1:5000", 3, 1000, 3},
+	} {
+		s := newScorer(t)
+		v4 := newTalk(s, "127.0.0.1:41000", test.service)
+		v4.namespace = test.namespace
+		v4.open().wait(test.wait)
+		v6 := newTalk(s, "[::1]:40000", "[::1]:5000")
+		v6.nanos = v4.nanos
+		for i := range uint16(5) {
+			v6.ends[0] = netip.AddrPortFrom(v6.ends[0].Addr(), 40000+i)
+			v6.say(0, sSYN, 0)
+			v6.raw(1, sRST, 0, v6.seq[0], 0)
+		}
+		if got := s.Sample().Kinds; got[evidence.HarmRefused] != test.refused || got[evidence.HarmStartup] != 5-test.refused {
+			t.Errorf("%s: kinds %v", test.name, got)
+		}
+	}
+}
+
 func TestHarmGroups(t *testing.T) {
 	s := newScorer(t)
 	newTalk(s, "192.0.2.7:40000", "198.51.100.1:8080").open().request().say(1, sRST, 0)
@@ -358,6 +414,26 @@ func TestHarmSurvivesFlood(t *testing.T) {
 	sample := s.Sample()
 	if diff := cmp.Diff(one(evidence.HarmUnanswered), kinds(&sample)); diff != "" {
 		t.Errorf("kinds (-want +got):\n%s", diff)
+	}
+}
+
+// A busy host's connections that end must not make a replay forget those that live.
+func TestScorerSurvivesChurn(t *testing.T) {
+	const live = 300
+	s := newScorer(t)
+	client := func(port int) string { return "192.0.2.7:" + strconv.Itoa(port) }
+	var all []*talk
+	for i := range live {
+		all = append(all, newTalk(s, client(32768+2*i), "198.51.100.1:80").open().request().answer())
+	}
+	for i := range 6_000 {
+		newTalk(s, client(34000+i), "198.51.100.1:80").open().request().answer().say(0, sRST, 0)
+	}
+	for _, c := range all {
+		c.seal().wait(20_000).say(1, sRST, 0)
+	}
+	if got := s.Sample().Kinds; got[evidence.HarmIdleClose] != live || got[evidence.HarmStray] != 0 {
+		t.Errorf("kinds %v, want %d of %v", got, live, evidence.HarmIdleClose)
 	}
 }
 

@@ -14,10 +14,16 @@ type ended struct {
 	opening bool
 	// Of a refused connection: scanner tells that the client found many ports closed,
 	// serving that the port had something to say in the last hour; tries counts the
-	// attempts, this one included, of the client at this port in the last seconds.
-	scanner, serving bool
-	tries            uint32
-	fin              [2]bool
+	// attempts, this one included, of the client at this port in the last seconds;
+	// fallback that the same port answered over IPv4 in the last seconds.
+	scanner, serving, fallback bool
+	tries                      uint32
+	fin                        [2]bool
+	// lastWords is how much the end that closed first said right before, up to
+	// farewell; 0 if nothing.
+	lastWords uint32
+	// goodbyes tells that both ends said as much as an alert of TLS, just now.
+	goodbyes bool
 	// bytes of payload that each end sent, -1 if not known.
 	bytes [2]int64
 	// lost is the payload of each end that the other did not acknowledge.
@@ -40,6 +46,12 @@ const (
 	// farewell is how much may follow the other end's FIN without harm: TLS says
 	// close_notify (RFC 8446, 6.1), which fits into it.
 	farewell = 64
+	// An encrypted alert has from leastAlert bytes (RFC 7905) over 24 (RFC 8446, 5.2) to
+	// mostAlert (RFC 5288) in the usual suites.
+	leastAlert = 23
+	mostAlert  = 31
+	// farewellTime is the time between those words and the FIN, in milliseconds.
+	farewellTime = 100
 	// refusedTries is the attempt from which a refused connection is no start-up.
 	refusedTries = 3
 )
@@ -80,7 +92,7 @@ func (r *ended) refused() (evidence.HarmKind, uint8) {
 		return evidence.HarmRefusedServing, scoreCertain
 	case r.scanner:
 		return evidence.HarmScan, scoreBenign
-	case r.tries >= refusedTries:
+	case r.tries >= refusedTries && !r.fallback:
 		return evidence.HarmRefused, scoreLikely
 	}
 	return evidence.HarmStartup, scoreStartup
@@ -104,7 +116,7 @@ func (r *ended) unused() (evidence.HarmKind, uint8) {
 func (r *ended) used() (evidence.HarmKind, uint8) {
 	waiting := r.bytes[0] != 0 && (r.bytes[1] == 0 || r.pending[0])
 	switch {
-	case r.late():
+	case r.late(), r.goodbyes && !r.fromClient && r.lost == [2]uint32{}:
 		return evidence.HarmAfterFIN, scoreBenign
 	case r.lost != [2]uint32{}:
 		return evidence.HarmDataLost, r.score(scoreCertain, waiting)
@@ -123,13 +135,14 @@ func (r *ended) used() (evidence.HarmKind, uint8) {
 }
 
 // late tells that what came after a FIN of the end that resets is a farewell: of
-// an end that closes too, or of a server whose client is done.
+// an end that closes too, of a server whose client is done, or as long as the words
+// that the end itself closed with, as both of TLS are.
 func (r *ended) late() bool {
 	me, peer := 1, 0
 	if r.fromClient {
 		me, peer = 0, 1
 	}
-	return r.fin[me] && r.lost[me] == 0 && r.lost[peer] > 0 && r.lost[peer] <= farewell && (r.fin[peer] || r.fromClient)
+	return r.fin[me] && r.lost[me] == 0 && r.lost[peer] > 0 && r.lost[peer] <= farewell && (r.fin[peer] || r.fromClient || r.lost[peer] == r.lastWords)
 }
 
 // turnedAway tells that the server answered in the middle of what the client had to
