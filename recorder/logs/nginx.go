@@ -22,7 +22,6 @@ type phrase struct {
 var nginxPhrases = []phrase{
 	{"client prematurely closed", evidence.PartyClient, "", evidence.ReasonClientClosed},
 	{"upstream prematurely closed", evidence.PartyServer, "", evidence.ReasonUpstreamClosed},
-	{"closed keepalive connection", evidence.PartyClient, evidence.PhaseIdle, evidence.ReasonClientClosed},
 	{"upstream timed out", evidence.PartyServer, "", evidence.ReasonUpstreamTimeout},
 	{"client timed out", evidence.PartyClient, "", evidence.ReasonClientTimeout},
 	{"no live upstreams", evidence.PartyProxy, evidence.PhaseConnect, evidence.ReasonNoServer},

@@ -57,6 +57,12 @@ func TestParseNginxError(t *testing.T) {
 			line("error", server, evidence.PhaseConnect, evidence.ReasonConnectRefused, "")},
 		{"by syslog", "Nov 23 02:13:00 web1 nginx: " + lead + "[error] 7#7: *1 no live upstreams while connecting to upstream" + tail,
 			line("error", proxy, evidence.PhaseConnect, evidence.ReasonNoServer, "")},
+		{"closed when idle, which is no end that came too early", lead + "[info] 7#7: *1 client 192.0.2.9 closed keepalive connection",
+			evidence.LogLine{Time: time.Date(2026, 11, 23, 1, 13, 0, 0, time.UTC), Precision: time.Second, Source: evidence.LogNginxError,
+				Level: "info", PID: 7, Connection: "1"}},
+		{"reset when idle", lead + "[info] 7#7: *1 client 192.0.2.9 closed keepalive connection (104: Connection reset by peer)",
+			evidence.LogLine{Time: time.Date(2026, 11, 23, 1, 13, 0, 0, time.UTC), Precision: time.Second, Source: evidence.LogNginxError,
+				Level: "info", PID: 7, Connection: "1", Party: client, Phase: evidence.PhaseIdle, Reason: evidence.ReasonClientReset}},
 		{"an ordinary line", lead + "[notice] 7#7: *1 a client request body is buffered to a temporary file" + tail,
 			line("notice", "", "", "", "")},
 	})

@@ -253,6 +253,9 @@ table inet fw {
 		tcp dport 8004 ct count over 20 reject with tcp reset
 		ct state invalid counter drop
 		ct state != new tcp flags & (syn | ack) == syn drop
+		tcp flags syn tcp dport 8005 drop
+		tcp flags & (fin | rst) == 0 tcp dport 8006 drop
+		meta mark & 0xff != 0x1 drop
 		meta l4proto udp th dport 53 reject with icmpx admin-prohibited
 		ip saddr 10.1.0.0/16 ip daddr != 10.2.3.4 tcp sport >= 1024 jump refuse
 		tcp dport 100-200 meta skuid 33 drop
@@ -287,11 +290,14 @@ func TestRuleset(t *testing.T) {
 		`drop | tcp dport vmap { 81 : drop, 82 : accept }`,
 		`drop | iifname "eth*" meta mark & 0xff == 0x1 drop`,
 		`drop | iif 1 oifname != "x" drop`,
-		`reject with icmpx port-unreachable | tcp dport 8002 limit rate over 50 packets/second burst 5 reject with icmpx port-unreachable`,
-		`limit | tcp dport 8003 limit rate 10 packets/minute burst 5 accept`,
+		`reject with icmpx port-unreachable | tcp dport 8002 limit rate over 50/second burst 5 packets reject with icmpx port-unreachable`,
+		`limit | tcp dport 8003 limit rate 10/minute burst 5 packets accept`,
 		`reject with tcp reset | tcp dport 8004 ct count over 20 reject with tcp reset`,
 		`drop | ct state invalid drop`,
-		`drop | ct state != new tcp flags & syn,ack == syn drop`,
+		`drop | ct state != new tcp flags & (syn | ack) == syn drop`,
+		`drop | tcp flags syn tcp dport 8005 drop`,
+		`drop | tcp flags & (fin | rst) == 0x0 tcp dport 8006 drop`,
+		`drop | meta mark & 0xff != 0x1 drop`,
 		`reject with icmpx admin-prohibited | udp dport 53 reject with icmpx admin-prohibited`,
 		`drop | tcp dport 100-200 meta skuid 33 drop`,
 		`drop | ip6 saddr fd00::/8 icmpv6 type 128 drop`,
@@ -342,7 +348,7 @@ func TestIptables(t *testing.T) {
 		"tcp dport 8001 reject with tcp reset | closed",
 		"meta l4proto tcp th dport { 80, 8080-8100 } reject with tcp reset | ",
 		"ct state invalid drop | ",
-		`iifname "eth*" ip saddr 10.1.0.0/16 tcp flags & fin,syn,rst,ack == syn limit rate 50 packets/second burst 5 reject with icmp port-unreachable | `,
+		`iifname "eth*" ip saddr 10.1.0.0/16 tcp flags & (fin | syn | rst | ack) == syn limit rate 50/second burst 5 packets reject with icmp port-unreachable | `,
 		"meta l4proto tcp ct count over 20 reject with tcp reset | ",
 		"tcp dport != 22 ct state new drop | ",
 		"drop |  | FORWARD: ip daddr 10.0.0.1 jump refuse",

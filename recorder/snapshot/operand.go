@@ -148,16 +148,23 @@ func (f operand) compare(op string, value, mask []byte) string {
 		if n, ok := maskBits(mask); ok {
 			return f.name + " " + op + prefixText(value, n, v6)
 		}
-	case f.kind == stateField || f.kind == statusField:
-		// "ct state new" asks whether what the mask leaves is not 0.
+	case f.kind == stateField || f.kind == statusField || f.kind == tcpField:
+		// "ct state new", "tcp flags syn": is what the mask leaves not 0?
 		if op == operators[unix.NFT_CMP_NEQ] && allZero(value) {
 			return f.name + " " + f.format(mask)
 		}
-		if op == operators[unix.NFT_CMP_EQ] && allZero(value) {
+		if op == operators[unix.NFT_CMP_EQ] && allZero(value) && f.kind != tcpField {
 			return f.name + " != " + f.format(mask)
 		}
 	}
-	return f.name + " & " + f.format(mask) + " == " + op + f.format(value)
+	if op == operators[unix.NFT_CMP_EQ] {
+		op = "== "
+	}
+	bits := f.format(mask)
+	if all := strings.Split(bits, ","); len(all) > 1 {
+		bits = "(" + strings.Join(all, " | ") + ")"
+	}
+	return f.name + " & " + bits + " " + op + f.format(value)
 }
 
 func allZero(b []byte) bool { return len(bytes.Trim(b, "\x00")) == 0 }

@@ -384,15 +384,16 @@ func parseVerdict(data []byte) (code uint32, chain string, ok bool) {
 	return big32(a[unix.NFTA_VERDICT_CODE]), unix.ByteSliceToString(a[unix.NFTA_VERDICT_CHAIN]), true
 }
 
-// limitText spells a rate as nft(8) does.
+// limitText spells a rate as nft(8) does: "2/second burst 5 packets", but
+// "2 bytes/second burst 5 bytes".
 func limitText(a [maxAttr][]byte) string {
-	unit := "bytes"
+	per, unit := " bytes", "bytes"
 	if big32(a[unix.NFTA_LIMIT_TYPE]) == unix.NFT_LIMIT_PKTS {
-		unit = "packets"
+		per, unit = "", "packets"
 	}
 	inverted := big32(a[unix.NFTA_LIMIT_FLAGS])&unix.NFT_LIMIT_F_INV != 0
-	return fmt.Sprintf("limit rate %s%d %s/%s burst %d", over(inverted), big64(a[unix.NFTA_LIMIT_RATE]), unit,
-		perUnit(big64(a[unix.NFTA_LIMIT_UNIT])), big32(a[unix.NFTA_LIMIT_BURST]))
+	return fmt.Sprintf("limit rate %s%d%s/%s burst %d %s", over(inverted), big64(a[unix.NFTA_LIMIT_RATE]), per,
+		perUnit(big64(a[unix.NFTA_LIMIT_UNIT])), big32(a[unix.NFTA_LIMIT_BURST]), unit)
 }
 
 // perUnit names the usual numbers of seconds.
