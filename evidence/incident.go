@@ -19,6 +19,9 @@ type Firing struct {
 	Unit       string  `json:"unit"`
 	// Reason is the sentence for people; of a manual freeze what the person gave.
 	Reason string `json:"reason"`
+	// Namespace is the label of the network namespace that it speaks of; empty is the
+	// recorder's own.
+	Namespace string `json:"namespace,omitempty"`
 	// Listeners are the ones whose accept queue was at its limit.
 	Listeners []Socket `json:"listeners,omitempty"`
 }
@@ -63,9 +66,11 @@ type Incident struct {
 	KernelLevel *KernelLevel       `json:"kernel_level,omitempty"`
 	// Ledger accounts for the resets of the window, second by second.
 	Ledger []LedgerSecond `json:"ledger,omitempty"`
-	// Logs are lines of around the window, Series the counters second by second.
-	Logs   []LogLine `json:"logs,omitempty"`
-	Series *Series   `json:"series,omitempty"`
+	// Logs are lines of around the window, Series the counters second by second, and
+	// Elsewhere those of the other recorded network namespaces, without lines of zeros.
+	Logs      []LogLine `json:"logs,omitempty"`
+	Series    *Series   `json:"series,omitempty"`
+	Elsewhere []Series  `json:"series_elsewhere,omitempty"`
 	// Roles are what the operator says of addresses.
 	Roles []Role `json:"roles,omitempty"`
 	// Flows are the implicated ones, exemplars first, at most MaxFlows.

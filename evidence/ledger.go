@@ -60,6 +60,16 @@ type LedgerPart struct {
 	Count uint64 `json:"count"`
 }
 
+// Part is how much of the residue has a cause.
+func (s *LedgerSecond) Part(cause string) uint64 {
+	for _, p := range s.Parts {
+		if p.Cause == cause {
+			return p.Count
+		}
+	}
+	return 0
+}
+
 // The causes of a residue. The first three add to it: more was on the wire than the
 // kernel tells; the others take from it.
 const (

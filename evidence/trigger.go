@@ -4,8 +4,10 @@ import "time"
 
 // TriggerState is one trigger as an operator wants to see it.
 type TriggerState struct {
-	Name    string `json:"name"`
-	Enabled bool   `json:"enabled"`
+	Name string `json:"name"`
+	// Namespace is as in Firing.
+	Namespace string `json:"namespace,omitempty"`
+	Enabled   bool   `json:"enabled"`
 	// DryRun tells that it counts what it would have fired, and fires nothing.
 	DryRun    bool    `json:"dry_run"`
 	Value     float64 `json:"value"`

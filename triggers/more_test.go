@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -30,6 +31,10 @@ func (h *host) counters() (evidence.Counters, error) {
 
 func (h *host) listeners() ([]evidence.Socket, error) { return h.sockets, h.err }
 
+func (h *host) serving(lost []netip.AddrPort) ([]netip.AddrPort, error) {
+	return slices.DeleteFunc(lost, func(a netip.AddrPort) bool { return a.Port() == 9 }), nil
+}
+
 func (h *host) limits() (MemoryLimits, error) { return MemoryLimits{Orphans: 1000, Pages: 2000}, h.err }
 
 func (h *host) triggers() map[string]Trigger {
@@ -42,7 +47,7 @@ func (h *host) triggers() map[string]Trigger {
 		NewMemory(DefaultMemory(), h.counters, h.limits),
 		NewPorts(DefaultPorts(), func() (*evidence.PortRange, error) { return h.ports, h.err }),
 		NewQueue(DefaultQueue(), h.listeners),
-		NewRestarts(DefaultRestarts(), h.listeners, func(a netip.AddrPort) bool { return a.Port() != 9 }),
+		NewRestarts(DefaultRestarts(), h.listeners, h.serving),
 		NewLogs(DefaultLogs(), func() (LogMatches, error) { return h.lines, h.err }),
 	}
 	named := map[string]Trigger{}
@@ -352,41 +357,6 @@ func TestHourlyBounds(t *testing.T) {
 	if diff := cmp.Diff([]int{0, 0, 10, 10, 20, 20}, p.fired); diff != "" {
 		t.Errorf("fired (-want +got):\n%s", diff)
 	}
-}
-
-const alertmanagerBody = `{"receiver":"tcpcoroner","status":"firing","version":"4","groupKey":"{}:{alertname=\"Errors\"}",
- "alerts":[{"status":"firing","labels":{"alertname":"Errors","instance":"web1:9100"},"annotations":{"summary":"5xx  over\n5 %"},
- "startsAt":"2026-03-01T02:13:00.5Z","endsAt":"0001-01-01T00:00:00Z","fingerprint":"aa"},
- {"status":"resolved","labels":{"alertname":"Old"},"annotations":{},"startsAt":"2026-03-01T01:00:00Z"},
- {"status":"firing","labels":{},"annotations":{"description":"d"},"startsAt":"2026-03-01T02:12:00Z"}]}`
-
-func TestParseAlertmanager(t *testing.T) {
-	f, err := ParseAlertmanager([]byte(alertmanagerBody))
-	want := evidence.Firing{Trigger: "webhook", Time: time.Date(2026, 3, 1, 2, 12, 0, 0, time.UTC), Expression: "alerts firing >= 1",
-		Value: 2, Threshold: 1, Unit: "{alert}", Reason: "Errors on web1:9100: 5xx over 5 %; alert without a name: d"}
-	if diff := cmp.Diff(want, f); diff != "" || err != nil {
-		t.Errorf("%v, firing (-want +got):\n%s", err, diff)
-	}
-	for body, want := range map[string]string{
-		`{"status":"resolved","alerts":[{"labels":{"alertname":"A"}}]}`: "no alert is firing",
-		`{"status":"firing"}`: "parse webhook body: it has no alerts: send what Alertmanager's webhook_config sends",
-		`{`:                   "parse webhook body: unexpected end of JSON input: send what Alertmanager's webhook_config sends",
-	} {
-		if _, err := ParseAlertmanager([]byte(body)); err == nil || err.Error() != want {
-			t.Errorf("%s: %v, want %s", body, err, want)
-		}
-	}
-}
-
-func FuzzParseAlertmanager(f *testing.F) {
-	f.Add([]byte(alertmanagerBody))
-	f.Add([]byte(`{"status":"firing","alerts":[{"labels":null}]}`))
-	f.Fuzz(func(t *testing.T, body []byte) {
-		got, err := ParseAlertmanager(body)
-		if err == nil && (got.Trigger != NameWebhook || got.Value < 1 || got.Reason == "" || len(got.Reason) > 4*maxText) {
-			t.Errorf("%+v", got)
-		}
-	})
 }
 
 func TestLogMatcher(t *testing.T) {

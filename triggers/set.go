@@ -66,9 +66,11 @@ const (
 
 // State is one trigger as the status shows it.
 type State struct {
-	Name    string `json:"name"`
-	Enabled bool   `json:"enabled"`
-	Phase   Phase  `json:"phase"`
+	Name string `json:"name"`
+	// Namespace is as in evidence.Firing.
+	Namespace string `json:"namespace,omitempty"`
+	Enabled   bool   `json:"enabled"`
+	Phase     Phase  `json:"phase"`
 	// Until is the end of the cool-down.
 	Until     time.Time `json:"until,omitzero"`
 	Value     float64   `json:"value"`
@@ -134,15 +136,19 @@ type watch struct {
 // NewSet puts triggers under one storm control.
 func NewSet(cfg SetConfig, triggers ...Trigger) *Set {
 	s := &Set{cfg: cfg}
+	s.add("", triggers)
+	return s
+}
+
+func (s *Set) add(namespace string, triggers []Trigger) {
 	for _, t := range triggers {
-		w := watch{trigger: t, state: State{Name: t.Name(), Enabled: t.Enabled(), Phase: Armed,
-			DryRun: slices.Contains(cfg.DryRun, t.Name())}}
+		w := watch{trigger: t, state: State{Name: t.Name(), Namespace: namespace, Enabled: t.Enabled(), Phase: Armed,
+			DryRun: slices.Contains(s.cfg.DryRun, t.Name())}}
 		if !t.Enabled() {
 			w.state.Phase = Disabled
 		}
 		s.watches = append(s.watches, w)
 	}
-	return s
 }
 
 // Check checks all triggers, about once a second, from one goroutine. fired are
@@ -158,7 +164,7 @@ func (s *Set) Check(now time.Time) (fired []evidence.Firing, ongoing bool) {
 		}
 		joins := s.ongoing()
 		if f, ok := w.check(now, s.cfg); ok && s.admit(w, now, joins) {
-			fired = append(fired, f)
+			fired = append(fired, w.placed(f))
 		}
 	}
 	return fired, s.ongoing()
@@ -222,7 +228,7 @@ func (s *Set) States() []evidence.TriggerState {
 	for i := range s.watches {
 		w := &s.watches[i]
 		states[i] = evidence.TriggerState{
-			Name: w.state.Name, Enabled: w.state.Enabled, DryRun: w.state.DryRun,
+			Name: w.state.Name, Namespace: w.state.Namespace, Enabled: w.state.Enabled, DryRun: w.state.DryRun,
 			Value: w.state.Value, Threshold: w.state.Threshold, Unit: w.state.Unit,
 			Firing: w.state.Phase == Firing && !w.silent, LastFiring: w.state.LastFired,
 			Suppressed: w.state.Suppressed, WouldHaveFired: w.state.WouldHaveFired, Why: w.state.Why,

@@ -40,6 +40,7 @@ func (d *daemon) lookAround(now time.Time) {
 	}
 	d.noteInterfaceLosses(now)
 	d.spaces.look()
+	d.watchKernel()
 	d.around.at = now
 	if now.Sub(d.around.watched) >= watchEvery {
 		d.around.watched = now
@@ -100,6 +101,12 @@ func (d *daemon) metrics() []exporter.Metric {
 		count("kernel.events", "{event}", "events that the kernel told of resets", kernel.Events),
 		count("kernel.suppressed", "{event}", "events of the kernel that were only counted", kernel.Suppressed),
 		count("kernel.lost", "{event}", "events of the kernel that found no room", kernel.Lost),
+		count("kernel.untabled", "{event}", "counted events of the kernel whose port and reason are not known", kernel.Untabled),
+		count("kernel.evicted", "{event}", "events of the kernel that were forgotten before their time", kernel.Evicted),
+		count("kernel.undecodable", "{event}", "events of the kernel that could not be read", kernel.Undecodable),
+		count("kernel.missed", "{run}", "runs of a program in the kernel that did not take place", kernel.Missed),
+		count("kernel.owners.failed", "{socket}", "sockets whose owner found no room", kernel.OwnersFailed),
+		count("kernel.graves.failed", "{socket}", "sockets that died and are not remembered", kernel.GravesFailed),
 		gauge("self_test", "1", "1 if the last self-test was seen", healthy),
 	}
 }

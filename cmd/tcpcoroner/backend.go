@@ -111,11 +111,12 @@ func (b backend) Status(context.Context) (api.Status, error) {
 	}
 	for _, t := range d.triggers.State(time.Now()) {
 		s.Triggers = append(s.Triggers, triggerStatus(t))
-		if t.Phase == triggers.Unavailable {
+		if t.Phase == triggers.Unavailable && t.Namespace == "" {
 			s.Missing = append(s.Missing, evidence.Missing{What: "trigger " + t.Name, Why: t.Why})
 		}
 	}
 	s.Missing = append(s.Missing, d.prober.missing()...)
+	s.Missing = append(s.Missing, d.elsewhere.missing()...)
 	s.Missing = append(s.Missing, b.unread()...)
 	s.Missing = append(s.Missing, kernelMissing(&s.Kernel)...)
 	s.Problems = b.problems(&s)
@@ -171,7 +172,8 @@ func (b backend) kernel() api.KernelStatus {
 	level, s := b.d.kernel.Level(), b.d.kernel.Stats()
 	k := api.KernelStatus{
 		Level: level.Name, Why: level.Why, Raise: level.Raise, Hooks: level.Hooks, Lost: s.Lost,
-		Owners: s.Owners, OwnersFailed: s.OwnersFailed, Graves: s.Graves, MapBytes: s.MapBytes,
+		Untabled: s.Untabled, Evicted: s.Evicted, Undecodable: s.Undecodable, Missed: s.Missed,
+		Owners: s.Owners, OwnersFailed: s.OwnersFailed, Graves: s.Graves, GravesFailed: s.GravesFailed, MapBytes: s.MapBytes,
 	}
 	for _, n := range s.Events {
 		k.Events += n
@@ -190,11 +192,26 @@ func kernelMissing(k *api.KernelStatus) (list []evidence.Missing) {
 	if k.Level != evidence.LevelFull {
 		list = append(list, evidence.Missing{What: "kernel evidence", Why: "level " + k.Level + ": " + k.Why, Fix: k.Raise})
 	}
-	if k.Lost > 0 {
-		list = append(list, evidence.Missing{What: "kernel evidence", Why: fmt.Sprintf("%d events found no room", k.Lost)})
-	}
-	if k.OwnersFailed > 0 {
-		list = append(list, evidence.Missing{What: "owners of sockets", Why: fmt.Sprintf("%d sockets found no room in the table of owners", k.OwnersFailed)})
+	return append(list, kernelLosses(k)...)
+}
+
+// kernelLosses is what it should have told and did not.
+func kernelLosses(k *api.KernelStatus) (list []evidence.Missing) {
+	for _, loss := range []struct {
+		n         uint64
+		what, why string
+	}{
+		{k.Lost, "kernel evidence", "%d events found no room"},
+		{k.Missed, "kernel evidence", "%d times a program could not run"},
+		{k.Undecodable, "kernel evidence", "%d events could not be read"},
+		{k.Evicted, "kernel evidence", "%d events were forgotten before their time"},
+		{k.Untabled, "kernel evidence", "of %d events neither port nor reason are known"},
+		{k.OwnersFailed, "owners of sockets", "%d sockets found no room in the table of owners"},
+		{k.GravesFailed, "sockets that are gone", "%d sockets died unseen"},
+	} {
+		if loss.n > 0 {
+			list = append(list, evidence.Missing{What: loss.what, Why: fmt.Sprintf(loss.why, loss.n)})
+		}
 	}
 	return list
 }
@@ -226,7 +243,7 @@ func (b backend) export() api.ExportStatus {
 
 func triggerStatus(t triggers.State) api.TriggerStatus {
 	return api.TriggerStatus{
-		Name: t.Name, State: string(t.Phase), Value: t.Value, Threshold: t.Threshold, Baseline: t.Baseline, Unit: t.Unit,
+		Name: t.Name, Namespace: t.Namespace, State: string(t.Phase), Value: t.Value, Threshold: t.Threshold, Baseline: t.Baseline, Unit: t.Unit,
 		LastFired: t.LastFired, Fired: t.Fired, Suppressed: t.Suppressed, Why: t.Why,
 		DryRun: t.DryRun, WouldHaveFired: t.WouldHaveFired,
 	}

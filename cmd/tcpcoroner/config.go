@@ -69,7 +69,9 @@ type triggersConfig struct {
 	Drops              triggers.RiseConfig            `yaml:"drops"`
 	Memory             triggers.MemoryConfig          `yaml:"memory"`
 	Ports              triggers.PortsConfig           `yaml:"ports"`
+	Restarts           triggers.RestartsConfig        `yaml:"restarts"`
 	Logs               triggers.LogsConfig            `yaml:"logs"`
+	Webhook            triggers.WebhookConfig         `yaml:"webhook"`
 }
 
 // defaultTriggers has those off that fire on what is harmless on many hosts:
@@ -81,7 +83,8 @@ func defaultTriggers() triggersConfig {
 		Conntrack: triggers.DefaultConntrack(), Listen: triggers.DefaultListen(), AcceptQueue: triggers.DefaultQueue(),
 		SYNDrops: triggers.DefaultSYNDrops(), ConnectFailures: triggers.DefaultConnectFailures(), Timeouts: triggers.DefaultTimeouts(),
 		Retransmissions: triggers.DefaultRetransmissions(), Drops: triggers.DefaultDrops(), Memory: triggers.DefaultMemory(),
-		Ports: triggers.DefaultPorts(), Logs: triggers.DefaultLogs(),
+		Ports: triggers.DefaultPorts(), Restarts: triggers.DefaultRestarts(), Logs: triggers.DefaultLogs(),
+		Webhook: triggers.DefaultWebhook(),
 	}
 	t.ResetRate.Enabled, t.ConnectFailures.Enabled = false, false
 	t.DryRun = []string{}
@@ -91,7 +94,7 @@ func defaultTriggers() triggersConfig {
 // triggerNames are what dry_run may name: the sections above.
 var triggerNames = []string{
 	"resets", "reset_rate", "conntrack", "listen", "accept_queue", "syn_drops", "connect_failures", "timeouts",
-	"retransmissions", "drops", "memory", "ports", "logs",
+	"retransmissions", "drops", "memory", "ports", "restarts", "logs", "webhook",
 }
 
 // validate names the first wrong field of each trigger.
@@ -101,7 +104,7 @@ func (t *triggersConfig) validate() (wrong []string) {
 		t.SetConfig.Validate(), t.Resets.Validate(), t.ResetRate.Validate(), t.Conntrack.Validate(), t.Listen.Validate(),
 		t.AcceptQueue.Validate(), rise(t.SYNDrops, "syn_drops"), rise(t.ConnectFailures, "connect_failures"),
 		rise(t.Timeouts, "timeouts"), t.Retransmissions.Validate(), rise(t.Drops, "drops"), t.Memory.Validate(),
-		t.Ports.Validate(), t.Logs.Validate(),
+		t.Ports.Validate(), t.Restarts.Validate(), t.Logs.Validate(), t.Webhook.Validate(),
 	} {
 		if err != nil {
 			wrong = append(wrong, "triggers."+err.Error())

@@ -46,6 +46,7 @@ type daemon struct {
 	triggers *triggers.Set
 	keeper   *keeper
 	server   *api.Server
+	hook     *api.Server // for webhooks on loopback; nil if there is none
 	history  counterHistory
 	timeline *snapshot.Timeline
 	// tracking is the state of connection tracking at the last tick: of the watch.
@@ -56,7 +57,13 @@ type daemon struct {
 	links     cached[[]evidence.InterfaceStats]
 	listening cached[[]evidence.Socket]
 	limits    cached[triggers.MemoryLimits]
-	around    around
+	// walk and holders find owners of listeners; servedNext is the earliest time of
+	// the next look through the recording for what a port served.
+	walk       *ownerWalk
+	holders    *owners
+	servedNext time.Time
+	elsewhere  *elsewhere
+	around     around
 	// pulling is held while a stored window is read and sent, which takes some
 	// memory: a few at a time. Incidents never wait for it.
 	pulling chan struct{}
@@ -101,8 +108,12 @@ func (d *daemon) open(ctx context.Context, socket string) (err error) {
 	if d.triggers, err = d.watches(); err != nil {
 		return err
 	}
+	d.elsewhere = d.newElsewhere()
 	d.keeper = d.newKeeper()
 	if d.server, err = api.Listen(socket, backend{d}); err != nil {
+		return err
+	}
+	if err := d.openHook(); err != nil {
 		return err
 	}
 	return d.openSource()
@@ -120,6 +131,7 @@ func (d *daemon) openSource() (err error) {
 	}
 	d.spaces = &namespaces{source: d.source, proc: "/proc", limit: d.sizes.namespaces, wanted: c.Namespaces, discover: c.Discover}
 	d.spaces.look()
+	d.watchKernel()
 	return nil
 }
 
@@ -237,6 +249,7 @@ func (d *daemon) run(ctx context.Context, ready func()) error {
 	recording.run(func() error { return d.recorder.Run(capturing, d.source) })
 	recording.run(func() error { return d.runKernel(capturing) })
 	serving.run(func() error { return d.server.Run(ctx) })
+	serving.run(func() error { return d.runHook(ctx) })
 	serving.run(func() error { return d.exporter.Run(ctx) })
 	serving.run(func() error { return d.watch(ctx, ready) })
 	serving.run(func() error { return d.followLogs(ctx) })
@@ -279,8 +292,14 @@ func (d *daemon) close() error {
 	if d.server != nil {
 		errs = append(errs, d.server.Close())
 	}
+	if d.hook != nil {
+		errs = append(errs, d.hook.Close())
+	}
 	if d.kernel != nil {
 		errs = append(errs, d.kernel.Close())
+	}
+	if d.elsewhere != nil {
+		errs = append(errs, d.elsewhere.close())
 	}
 	if d.taker != nil {
 		errs = append(errs, d.taker.Close())

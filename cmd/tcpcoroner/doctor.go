@@ -27,7 +27,7 @@ func doctorCommand(e *env) *cobra.Command {
 		Args: usageArgs(cobra.NoArgs),
 		Long: "doctor checks packet capture, the kernel's own evidence with each of its hooks, connection tracking, logs and the\n" +
 			"store. It asks the daemon if there is one, and else tries for itself, for a moment and with its own privileges.\n" +
-			"It exits with 1 if a check FAILs; \"less\" means that everything works and tells less.",
+			"It exits with 5 if a check FAILs; \"less\" means that everything works and tells less.",
 		RunE: func(c *cobra.Command, _ []string) error { return e.doctor(c.Context(), data) },
 	}
 	c.Flags().StringVar(&data, "data", data, "directory for incidents, if no daemon runs")
@@ -67,6 +67,10 @@ func (x *examination) add(name, state, fix, format string, args ...any) {
 	x.OK = x.OK && state != checkFail
 }
 
+// errProblems is the outcome of a check that FAILs, apart from those of a doctor
+// that could not look.
+var errProblems = errors.New("doctor: not everything works: see the lines that FAIL")
+
 // doctorTime bounds each thing that is tried.
 const doctorTime = 10 * time.Second
 
@@ -88,7 +92,7 @@ func (e *env) doctor(ctx context.Context, data string) error {
 	if err := e.printExamination(x); err != nil || x.OK {
 		return err
 	}
-	return errors.New("doctor: not everything works: see the lines that FAIL")
+	return errProblems
 }
 
 // ask takes the daemon's word: it runs with other privileges than this program.
@@ -107,8 +111,8 @@ func (x *examination) ask(s *api.Status) {
 	}
 	k := &s.Kernel
 	x.level(evidence.KernelLevel{Name: k.Level, Why: k.Why, Raise: k.Raise, Hooks: k.Hooks})
-	if k.Lost+k.OwnersFailed > 0 {
-		x.add("kernel evidence", checkLess, "", "%d events found no room, and the owners of %d sockets", k.Lost, k.OwnersFailed)
+	for _, m := range kernelLosses(k) {
+		x.add(m.What, checkLess, "", "%s", m.Why)
 	}
 	if i := &s.Incidents; i.Failed > 0 {
 		x.add("store", checkFail, "", "%d incidents could not be kept in %s: %s", i.Failed, i.Directory, i.LastError)

@@ -51,7 +51,7 @@ func TestDoctorAlone(t *testing.T) {
 		t.Errorf("nothing is said of the kernel: %+v", x.Kernel)
 	}
 	x, code = examine(t, "--socket", socket, "--data", filepath.Join(dir, "none"))
-	if code != exitError || x.OK || stateOf(&x, "store") != checkFail {
+	if code != exitProblems || x.OK || stateOf(&x, "store") != checkFail {
 		t.Errorf("exit code %d with a store that is not there: %+v", code, x)
 	}
 }

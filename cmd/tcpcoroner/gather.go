@@ -33,6 +33,18 @@ func (d *daemon) openKernel() (err error) {
 	return err
 }
 
+// watchKernel has the kernel tell of the namespaces that are recorded. What it
+// tells of others would only cost.
+func (d *daemon) watchKernel() {
+	inodes := []uint64{d.host.NetNS}
+	for _, n := range d.source.Attached() {
+		inodes = append(inodes, n.Inode)
+	}
+	if err := d.kernel.Watch(inodes); err != nil {
+		d.fault(err)
+	}
+}
+
 // runKernel takes the kernel's events. Its end is not the daemon's.
 func (d *daemon) runKernel(ctx context.Context) error {
 	if err := d.kernel.Run(ctx); err != nil {
@@ -55,6 +67,7 @@ func (d *daemon) gather(inc *evidence.Incident, from, to time.Time) {
 	if s := d.timeline.Window(from, to); len(s.Times) > 0 {
 		inc.Series = &s
 	}
+	inc.Elsewhere = d.elsewhere.series(from, to)
 	inc.Ledger = d.kernelLedger(inc, from, to)
 	if inc.After != nil {
 		inc.After.Missing = append(inc.After.Missing, missing...)

@@ -30,6 +30,7 @@ const (
 	exitUsage       = 2
 	exitNotFound    = 3
 	exitUnreachable = 4
+	exitProblems    = 5
 )
 
 // usageError is a mistake in what the person typed or wrote into a file.
@@ -71,6 +72,8 @@ func exitCode(err error) int {
 	var usage usageError
 	var remote *api.Error
 	switch {
+	case errors.Is(err, errProblems):
+		return exitProblems
 	case errors.As(err, &usage):
 		return exitUsage
 	case errors.Is(err, api.ErrUnreachable):
@@ -93,7 +96,7 @@ func rootCommand(e *env) *cobra.Command {
 			"overflows or the connection-tracking table fills up, it keeps that moment with the sockets, processes and\n" +
 			"counters of the host, and says who is responsible.\n\n" +
 			"ID is an incident's id, the beginning of one that no other id has, its trace id, or \"last\".\n\n" +
-			"Exit codes: 0 ok, 1 error, 2 usage or configuration, 3 no such incident, 4 daemon not reachable.\n\n" +
+			"Exit codes: 0 ok, 1 error, 2 usage or configuration, 3 no such incident, 4 daemon not reachable,\n5 doctor found what does not work.\n\n" +
 			"Data goes to standard output, messages to standard error. Times are local in tables and UTC in JSON.",
 		SilenceUsage: true, SilenceErrors: true, Version: version,
 		Args: usageArgs(cobra.NoArgs),

@@ -18,6 +18,7 @@ import (
 	"tcpcoroner/evidence"
 	"tcpcoroner/exporter/api"
 	"tcpcoroner/internal/netlab"
+	"tcpcoroner/internal/scenes"
 )
 
 // asProgram makes the test binary be tcpcoroner, so that tests start real
@@ -28,6 +29,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(asProgram) == "1" {
 		main()
 	}
+	scenes.Main()
 	os.Exit(m.Run())
 }
 

@@ -9,6 +9,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -32,6 +34,8 @@ type observation struct {
 	outcome
 	capture string
 	limit   time.Duration
+	// kernel is the most that is asked of the kernel itself: a level.
+	kernel string
 	// interfaces must be there: otherwise it is the wrong network namespace.
 	interfaces []string
 }
@@ -39,7 +43,7 @@ type observation struct {
 func observeCommand(e *env) *cobra.Command {
 	var o observation
 	c := &cobra.Command{
-		Use: "observe [--roles FILE] [--format text|json|rstlab-verdict/1] [--out FILE] [--for DURATION]", Args: usageArgs(cobra.NoArgs),
+		Use: "observe [--roles FILE] [--format text|json|rstlab-verdict/1] [--out FILE] [--for DURATION] [--kernel LEVEL]", Args: usageArgs(cobra.NoArgs),
 		Short: "record until SIGINT without installation, then tell what was reset, by whom and why",
 		Long: "observe records the network namespace it is started in until it gets SIGINT or SIGTERM, or for a duration, and\n" +
 			"then judges all that it saw as one incident. It needs no configuration, no service and no directory. What it keeps\n" +
@@ -51,6 +55,7 @@ func observeCommand(e *env) *cobra.Command {
 	o.flags(c)
 	c.Flags().StringVar(&o.capture, "capture", "", "`file` to write the packets to as pcapng, headers only, for Wireshark and verify")
 	c.Flags().DurationVar(&o.limit, "for", 0, "how long to record (default until SIGINT)")
+	c.Flags().StringVar(&o.kernel, "kernel", evidence.LevelFull, "the most to ask of the kernel itself: `level` "+strings.Join(kernelLevels, ", "))
 	return c
 }
 
@@ -73,6 +78,9 @@ func (o *observation) validate(e *env) error {
 	}
 	if o.limit < 0 {
 		return usageError{fmt.Errorf("--for is %v: give a duration such as 30s", o.limit)}
+	}
+	if !slices.Contains(kernelLevels, o.kernel) {
+		return usageError{fmt.Errorf("--kernel is %q: must be %s", o.kernel, strings.Join(kernelLevels, ", "))}
 	}
 	for _, file := range []string{o.out, o.capture} {
 		if info, err := os.Stat(filepath.Dir(file)); err != nil || !info.IsDir() {
@@ -117,7 +125,7 @@ func (e *env) observe(ctx context.Context, o observation) (err error) {
 func (e *env) observeIn(ctx context.Context, dir string, roles []evidence.Role, o observation) error {
 	log := slog.New(slog.NewTextHandler(e.stderr, nil))
 	socket := filepath.Join(dir, "control.sock")
-	d, err := build(ctx, observeConfig(), filepath.Join(dir, "data"), socket, log)
+	d, err := build(ctx, observeConfig(o.kernel), filepath.Join(dir, "data"), socket, log)
 	if err != nil {
 		return err
 	}
@@ -139,8 +147,9 @@ func (e *env) observeIn(ctx context.Context, dir string, roles []evidence.Role, 
 
 // observeConfig is the daemon's, for one window that is as long as memory allows,
 // and nothing is made up on loopback to test the recorder.
-func observeConfig() config {
+func observeConfig(kernel string) config {
 	c := defaultConfig()
+	c.Recorder.Kernel = kernel
 	c.Recorder.Age = duration(observeAge)
 	c.Recorder.SelfTest = 0
 	c.Window.Before, c.Window.Max = 0, duration(10*time.Minute)

@@ -302,6 +302,7 @@ func TestObserveBadInput(t *testing.T) {
 	}{
 		{"format", []string{"--format", "xml"}, nil, `--format is "xml": must be text, json or rstlab-verdict/1`},
 		{"duration", []string{"--for", "-1s"}, nil, "--for is -1s: give a duration"},
+		{"kernel", []string{"--kernel", "most"}, nil, `--kernel is "most": must be full, reasons, tuples, packets`},
 		{"roles", []string{"--roles", "/nowhere/roles"}, nil, "read roles: open /nowhere/roles"},
 		{"out", []string{"--out", "/nowhere/x.json"}, nil, "/nowhere is no directory: make it"},
 		{"capture", []string{"--capture", "/nowhere/x.pcapng"}, nil, "/nowhere is no directory: make it"},
@@ -351,12 +352,21 @@ func TestVerifyStored(t *testing.T) {
 	p.stop(t)
 }
 
-// --for ends it, however short, and nothing is left.
+// --for ends it, however short, --kernel bounds what is asked of the kernel, and
+// nothing is left.
 func TestObserveFor(t *testing.T) {
 	tmp := t.TempDir()
-	p := startObserve(t, netlab.NewNS(t), tmp, "--for", "100ms", "--format", "rstlab-verdict/1", "--out", filepath.Join(t.TempDir(), "x.json"))
+	file := filepath.Join(t.TempDir(), "x.json")
+	p := startObserve(t, netlab.NewNS(t), tmp, "--for", "100ms", "--kernel", "packets", "--format", "json", "--out", file)
 	if err := p.Wait(); err != nil {
 		t.Errorf("%v: %s", err, p.log)
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l := readIncident(t, text).KernelLevel; l == nil || l.Name != evidence.LevelPackets {
+		t.Errorf("kernel evidence is %+v, want that of level packets", l)
 	}
 	if left, err := os.ReadDir(tmp); err != nil || len(left) > 0 {
 		t.Errorf("observe left %v (%v)", left, err)

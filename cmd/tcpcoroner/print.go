@@ -26,7 +26,9 @@ func writeStatus(w io.Writer, s *api.Status) error {
 	writeRecorder(line, &s.Recorder, time.Since(s.Started))
 	line("kernel", "%s", kernelLine(&s.Kernel))
 	for _, g := range s.Triggers {
-		line("trigger "+g.Name, "%s", triggerLine(&g))
+		if g.Namespace == "" || !uneventful(&g) {
+			line("trigger "+placed(&g), "%s", triggerLine(&g))
+		}
 	}
 	line("incidents", "%s", incidentsLine(&s.Incidents))
 	line("export", "%s", exportText(&s.Export))

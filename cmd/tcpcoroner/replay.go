@@ -31,20 +31,23 @@ type replaying struct {
 func replayCommand(e *env) *cobra.Command {
 	var o replaying
 	c := &cobra.Command{
-		Use:   "replay FILE... [--roles FILE] [--vantage HOST] [--local ADDRESS,...] [--local-mac MAC,...] [--format text|json|rstlab-verdict/1]",
+		Use:   "replay [HOST=]FILE... [--roles FILE] [--vantage HOST] [--local ADDRESS,...] [--local-mac MAC,...] [--format text|json|rstlab-verdict/1]",
 		Short: "judge capture files, from tcpdump too, as if they had been recorded", Args: usageArgs(cobra.MinimumNArgs(1)),
 		Long: "replay reads captures of one host, pcap or pcapng, gzipped or not, one file an interface or all in one, and judges\n" +
 			"them by the same rules as an incident, with the evidence that packets are: no process, no socket, no counter.\n" +
 			"Payload in the files is not kept.\n\n" +
 			"Who sent a RST shows by its direction. `tcpdump -i any` and our own captures tell it; for others say what is\n" +
 			"local: --local-mac for Ethernet (works on a router, too), or --local for the host's addresses or networks.\n\n" +
+			"Captures of several hosts on the path of the same connections are judged together if each is given as HOST=FILE\n" +
+			"(as are --local and --local-mac: HOST=ADDRESS): each flow is told once, from the host that sent the RST, which the\n" +
+			"report names as a namespace. Their clocks must agree to 50 ms.\n\n" +
 			"Of a damaged file the packets before the damage are judged; the exit code is 1 then.",
 		RunE: func(c *cobra.Command, args []string) error { return e.replay(c.Context(), args, o) },
 	}
 	o.flags(c)
 	c.Flags().StringVar(&o.vantage, "vantage", "", "name of the host that the files were captured on")
-	c.Flags().StringVar(&o.local, "local", "", "addresses or networks of that host, separated by commas")
-	c.Flags().StringVar(&o.localMAC, "local-mac", "", "link-layer addresses of that host, separated by commas")
+	c.Flags().StringVar(&o.local, "local", "", "addresses or networks of that host, separated by commas, or HOST=ADDRESS")
+	c.Flags().StringVar(&o.localMAC, "local-mac", "", "link-layer addresses of that host, separated by commas, or HOST=MAC")
 	return c
 }
 
@@ -56,15 +59,15 @@ func (e *env) replay(ctx context.Context, files []string, o replaying) error {
 	if err != nil {
 		return err
 	}
-	here, err := parseLocality(o.local, o.localMAC)
+	hosts, err := byHost(files, o.local, o.localMAC)
 	if err != nil {
 		return usageError{err}
 	}
-	w, damage := readCaptures(files)
+	w, known, damage := readHosts(hosts)
 	if len(w.Packets) == 0 {
 		return errors.Join(damage, fmt.Errorf("replay: no TCP packet in %s: give captures that hold some", strings.Join(files, ", ")))
 	}
-	if here.orient(w.Packets) == 0 {
+	if known == 0 {
 		fmt.Fprintln(e.stderr, "tcpcoroner: the files do not tell which way packets went: give --local-mac or --local, otherwise nobody can be named")
 	}
 	inc, err := rejudge(ctx, w, evidence.Host{Name: o.vantage}, roles)
@@ -72,21 +75,6 @@ func (e *env) replay(ctx context.Context, files []string, o replaying) error {
 		return errors.Join(damage, err)
 	}
 	return errors.Join(o.tell(e, inc), damage)
-}
-
-// readCaptures reads files as one window. What could be read of damaged ones is in
-// it.
-func readCaptures(files []string) (evidence.Window, error) {
-	var m merger
-	var damage []error
-	for _, name := range files {
-		w, err := readCapture(name)
-		if err != nil {
-			damage = append(damage, fmt.Errorf("%s: %w", name, err))
-		}
-		m.add(&w, name, len(files) > 1)
-	}
-	return m.window(), errors.Join(damage...)
 }
 
 func readCapture(name string) (evidence.Window, error) {

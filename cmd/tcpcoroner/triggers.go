@@ -38,15 +38,37 @@ func triggersCommand(e *env) *cobra.Command {
 func writeTriggers(w io.Writer, all []api.TriggerStatus) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "TRIGGER\tSTATE\tVALUE\tTHRESHOLD\tUSUAL\tUNIT\tFIRED\tHELD BACK\tLAST FIRED\tREMARK")
+	quiet, places := 0, map[string]bool{}
 	for _, g := range all {
+		if g.Namespace != "" && uneventful(&g) {
+			quiet, places[g.Namespace] = quiet+1, true
+			continue
+		}
 		last := "never"
 		if !g.LastFired.IsZero() {
 			last = humanize.Time(g.LastFired)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%.4g\t%.4g\t%.3g\t%s\t%d\t%d\t%s\t%s\n", g.Name, g.State, g.Value, g.Threshold, g.Baseline,
+		fmt.Fprintf(t, "%s\t%s\t%.4g\t%.4g\t%.3g\t%s\t%d\t%d\t%s\t%s\n", placed(&g), g.State, g.Value, g.Threshold, g.Baseline,
 			strings.Trim(g.Unit, "{}"), g.Fired, g.Suppressed, last, remark(&g))
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil || quiet == 0 {
+		return err
+	}
+	_, err := fmt.Fprintf(w, "and %d of %d other network namespaces that have nothing to tell; --json lists them\n", quiet, len(places))
+	return err
+}
+
+// uneventful tells whether a trigger of another namespace has nothing to tell.
+func uneventful(g *api.TriggerStatus) bool {
+	return g.Fired+g.Suppressed+g.WouldHaveFired == 0 && (g.State == string(triggers.Armed) || g.State == string(triggers.Disabled) ||
+		g.State == string(triggers.Unavailable))
+}
+
+func placed(g *api.TriggerStatus) string {
+	if g.Namespace == "" {
+		return g.Name
+	}
+	return g.Name + "@" + g.Namespace
 }
 
 func remark(g *api.TriggerStatus) string {

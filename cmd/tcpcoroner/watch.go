@@ -34,7 +34,9 @@ func (d *daemon) watch(ctx context.Context, ready func()) error {
 			return nil
 		case now := <-ticker.C:
 			d.sample(now)
+			d.elsewhere.sample(now, d.source.Attached())
 			d.check(now)
+			d.walk.walk()
 			d.prober.tick(now)
 			d.lookAround(now)
 			pulse(now)
@@ -49,9 +51,7 @@ func (d *daemon) watch(ctx context.Context, ready func()) error {
 func (d *daemon) check(now time.Time) {
 	fired, ongoing := d.triggers.Check(now)
 	for _, f := range fired {
-		_, joined := d.keeper.fire(f, d.keeper.after)
-		// Without the id: nobody is told of an incident that is not durable yet.
-		d.log.Info("trigger fired", "trigger", f.Trigger, "reason", f.Reason, "joined", joined)
+		d.fire(f)
 	}
 	if ongoing {
 		d.keeper.ongoing(now)

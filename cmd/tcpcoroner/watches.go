@@ -8,6 +8,7 @@ import (
 
 	"tcpcoroner/evidence"
 	"tcpcoroner/recorder/logs"
+	"tcpcoroner/recorder/snapshot"
 	"tcpcoroner/triggers"
 )
 
@@ -33,7 +34,9 @@ func (d *daemon) watches() (*triggers.Set, error) {
 		triggers.NewDrops(t.Drops, d.links.get, counters),
 		triggers.NewMemory(t.Memory, counters, d.limits.get),
 		triggers.NewPorts(t.Ports, d.ports.get),
+		triggers.NewRestarts(t.Restarts, d.listeners, d.servedBy(0)),
 		triggers.NewLogs(t.Logs, d.lines.take),
+		triggers.NewWebhook(t.Webhook),
 	), nil
 }
 
@@ -57,8 +60,12 @@ func (c *cached[T]) get() (T, error) {
 // cache sets up what triggers share, or need not read each second.
 func (d *daemon) cache() {
 	d.links = cached[[]evidence.InterfaceStats]{every: aroundEvery, read: d.taker.Links}
+	d.walk = newOwnerWalk(d.taker.OwnersOf)
+	d.holders = newOwners(d.walk)
 	d.listening = cached[[]evidence.Socket]{every: tick / 2, read: d.ownedListeners}
-	d.ports = cached[*evidence.PortRange]{every: portsEvery, read: d.portsInUse}
+	d.ports = cached[*evidence.PortRange]{every: portsEvery, read: func() (*evidence.PortRange, error) {
+		return portsInUse(d.taker, d.history.latest)
+	}}
 	d.limits = cached[triggers.MemoryLimits]{every: time.Minute, read: func() (l triggers.MemoryLimits, err error) {
 		l.Orphans, l.Pages, err = d.taker.MemoryLimits()
 		return l, err
@@ -74,14 +81,14 @@ const (
 	portsLeast = 1000
 )
 
-// portsInUse counts ephemeral ports on a host with many sockets.
-func (d *daemon) portsInUse() (*evidence.PortRange, error) {
-	if c, err := d.history.latest(); err == nil && c.Values["Sockstat.TCP.inuse"]+c.Values["Sockstat.TCP.tw"] < portsLeast {
+// portsInUse counts the ephemeral ports of a namespace with many sockets.
+func portsInUse(t *snapshot.Taker, latest func() (evidence.Counters, error)) (*evidence.PortRange, error) {
+	if c, err := latest(); err == nil && c.Values["Sockstat.TCP.inuse"]+c.Values["Sockstat.TCP.tw"] < portsLeast {
 		return &evidence.PortRange{First: 1, Last: 65535}, nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), snapshotTime)
 	defer cancel()
-	return d.taker.Ports(ctx)
+	return t.Ports(ctx)
 }
 
 // lineCounter counts lines of the journal that speak of resets.
@@ -155,26 +162,11 @@ func (d *daemon) conntrack() (*evidence.Conntrack, error) {
 	return nil, d.tracking.err
 }
 
-// ownedListeners lists the listeners, those with a full accept queue with owners.
+// ownedListeners lists the listeners with their owners.
 func (d *daemon) ownedListeners() ([]evidence.Socket, error) {
 	all, err := d.taker.Listeners()
-	if err != nil {
-		return nil, err
+	if err == nil {
+		d.holders.name(all)
 	}
-	var full []uint32
-	for i := range all {
-		if triggers.Full(&all[i]) {
-			full = append(full, all[i].Inode)
-		}
-	}
-	if full == nil {
-		return all, nil
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), snapshotTime)
-	defer cancel()
-	owners, _ := d.taker.OwnersOf(ctx, full) // what could not be read stays unnamed; the snapshot says why
-	for i := range all {
-		all[i].Owner = owners[all[i].Inode]
-	}
-	return all, nil
+	return all, err
 }

@@ -15,6 +15,9 @@ type Backend interface {
 	// Freeze keeps the present window as an incident. It returns when the
 	// incident is durable.
 	Freeze(ctx context.Context, reason string) (Frozen, error)
+	// Webhook takes what another program sends. It returns when the firings have
+	// begun incidents, which are not durable yet.
+	Webhook(ctx context.Context, kind WebhookKind, body []byte) (Hooked, error)
 	// Incidents lists the newest first, at most limit.
 	Incidents(ctx context.Context, limit int) ([]evidence.Summary, error)
 	// Incident resolves ref: an id, a unique prefix of one, a trace id, or "last".
@@ -30,6 +33,25 @@ type Frozen struct {
 	Joined bool `json:"joined"`
 }
 
+// WebhookKind says how the body of a webhook is to be read.
+type WebhookKind string
+
+// The kinds: an object with a reason, and what Alertmanager sends.
+const (
+	WebhookPlain        WebhookKind = "plain"
+	WebhookAlertmanager WebhookKind = "alertmanager"
+)
+
+// Hooked is the answer to a webhook.
+type Hooked struct {
+	// Asked counts what the body asks for: alerts that are firing. Of those Fired
+	// became evidence, the others were HeldBack: known already, in a cool-down, too
+	// many in this hour, or a dry run.
+	Asked    int `json:"asked"`
+	Fired    int `json:"fired"`
+	HeldBack int `json:"held_back"`
+}
+
 // Code classifies an error for the caller's exit code.
 type Code string
 
@@ -38,6 +60,11 @@ const (
 	CodeNotFound Code = "not_found"
 	CodeUsage    Code = "usage"
 	CodeInternal Code = "internal"
+	// CodeTooLarge, CodeMediaType, CodeDisabled and CodeToken refuse a webhook.
+	CodeTooLarge  Code = "too_large"
+	CodeMediaType Code = "media_type"
+	CodeDisabled  Code = "disabled"
+	CodeToken     Code = "token"
 )
 
 // Error is a failure that the daemon reports.

@@ -22,6 +22,7 @@ import (
 // backend answers with what a test wants.
 type backend struct {
 	reason string
+	kind   api.WebhookKind
 	broken bool
 }
 

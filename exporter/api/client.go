@@ -47,6 +47,15 @@ func (c *Client) Freeze(ctx context.Context, reason string) (f Frozen, err error
 	return f, c.call(ctx, http.MethodPost, "/v1/freeze", bytes.NewReader(body), decode(&f))
 }
 
+// Webhook sends a body as another program would.
+func (c *Client) Webhook(ctx context.Context, kind WebhookKind, body []byte) (h Hooked, err error) {
+	path := "/v1/webhook"
+	if kind != WebhookPlain {
+		path += "/" + string(kind)
+	}
+	return h, c.call(ctx, http.MethodPost, path, bytes.NewReader(body), decode(&h))
+}
+
 // Incidents lists the newest first; limit 0 means all.
 func (c *Client) Incidents(ctx context.Context, limit int) (l []evidence.Summary, err error) {
 	return l, c.get(ctx, "/v1/incidents?limit="+strconv.Itoa(limit), &l)
@@ -86,12 +95,15 @@ func (c *Client) call(ctx context.Context, method, path string, body io.Reader, 
 	if err != nil {
 		return err
 	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
 	resp, err := c.http.Do(req)
 	if err != nil {
 		return c.unreachable(err)
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
+	if resp.StatusCode/100 != 2 {
 		return reported(resp)
 	}
 	return read(resp.Body)

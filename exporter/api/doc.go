@@ -3,5 +3,6 @@
 // incidents, for the database is locked by the daemon.
 //
 // It must not decide anything: every call goes to a Backend. Access is the
-// socket file's mode (0660, unix(7)); nothing listens on a network.
+// socket file's mode (0660, unix(7)). Nothing listens on a network, but for webhooks
+// on loopback if it is asked for: they can freeze, with a token, and read nothing.
 package api

@@ -84,6 +84,7 @@ func routes(b Backend) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", answer(func(r *http.Request) (any, error) { return b.Status(r.Context()) }))
 	mux.HandleFunc("POST /v1/freeze", answer(func(r *http.Request) (any, error) { return freeze(b, r) }))
+	webhooks(mux, b)
 	mux.HandleFunc("GET /v1/incidents", answer(func(r *http.Request) (any, error) { return incidents(b, r) }))
 	mux.HandleFunc("GET /v1/incidents/{ref}", answer(func(r *http.Request) (any, error) {
 		return b.Incident(r.Context(), r.PathValue("ref"))
@@ -144,6 +145,14 @@ func httpStatus(c Code) int {
 		return http.StatusNotFound
 	case CodeUsage:
 		return http.StatusBadRequest
+	case CodeTooLarge:
+		return http.StatusRequestEntityTooLarge
+	case CodeMediaType:
+		return http.StatusUnsupportedMediaType
+	case CodeDisabled:
+		return http.StatusForbidden
+	case CodeToken:
+		return http.StatusUnauthorized
 	}
 	return http.StatusInternalServerError
 }

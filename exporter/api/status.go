@@ -88,15 +88,23 @@ type KernelStatus struct {
 	Raise string                `json:"raise,omitempty"`
 	Hooks []evidence.KernelHook `json:"hooks,omitempty"`
 	// Events were described since the daemon's start, Suppressed ones came too fast
-	// and were counted, Lost ones found no room.
-	Events     uint64 `json:"events"`
-	Suppressed uint64 `json:"suppressed"`
-	Lost       uint64 `json:"lost"`
+	// and were counted, Lost ones found no room. Untabled are suppressed ones whose
+	// port and reason are not known, Evicted were forgotten before their time,
+	// Undecodable could not be read, and Missed found their program at work.
+	Events      uint64 `json:"events"`
+	Suppressed  uint64 `json:"suppressed"`
+	Lost        uint64 `json:"lost"`
+	Untabled    uint64 `json:"untabled"`
+	Evicted     uint64 `json:"evicted"`
+	Undecodable uint64 `json:"undecodable"`
+	Missed      uint64 `json:"missed"`
 	// Owners are the live sockets whose process is known, OwnersFailed those that
-	// found no room, Graves the sockets that were seen to die.
+	// found no room, Graves the sockets that were seen to die, GravesFailed those of
+	// them that nobody remembers.
 	Owners       uint64 `json:"owners"`
 	OwnersFailed uint64 `json:"owners_failed"`
 	Graves       uint64 `json:"graves"`
+	GravesFailed uint64 `json:"graves_failed"`
 	// MapBytes is memory of the kernel; CPUSeconds the programs' run time, 0 unless
 	// it is measured (sysctl kernel.bpf_stats_enabled).
 	MapBytes   uint64  `json:"map_bytes"`
@@ -115,7 +123,9 @@ type SelfTestStatus struct {
 
 // TriggerStatus is one trigger's state.
 type TriggerStatus struct {
-	Name       string    `json:"name"`
+	Name string `json:"name"`
+	// Namespace is the label of another network namespace than the daemon's own.
+	Namespace  string    `json:"namespace,omitempty"`
 	State      string    `json:"state"`
 	Value      float64   `json:"value"`
 	Threshold  float64   `json:"threshold"`

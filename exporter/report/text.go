@@ -18,7 +18,7 @@ func Text(w io.Writer, inc *evidence.Incident, zone *time.Location) error {
 	p := &page{inc: inc, zone: zone}
 	for _, section := range []func(*page){
 		verdict, facts, findings, flows, timeline,
-		kernelEvents, logLines, rules, processes, changes,
+		kernelEvents, ledger, logLines, rules, processes, changes,
 		listeners, conntrack, counters, interfaces, missing, next,
 	} {
 		section(p)

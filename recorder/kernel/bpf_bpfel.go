@@ -79,9 +79,10 @@ type bpfOwner struct {
 }
 
 type bpfSlot struct {
-	_      structs.HostLayout
-	Cookie uint64
-	Owner  bpfOwner
+	_         structs.HostLayout
+	Cookie    uint64
+	Elsewhere uint64
+	Owner     bpfOwner
 }
 
 type bpfSuppressedKey struct {
@@ -108,15 +109,17 @@ type bpfTuple struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	bpfMapBuckets         = "buckets"
+	bpfMapBuried          = "buried"
 	bpfMapCounts          = "counts"
 	bpfMapEvents          = "events"
 	bpfMapExpecting       = "expecting"
 	bpfMapGraves          = "graves"
+	bpfMapHeads           = "heads"
 	bpfMapListeners       = "listeners"
-	bpfMapOverflow        = "overflow"
 	bpfMapOwners          = "owners"
 	bpfMapSlots           = "slots"
 	bpfMapSuppressed      = "suppressed"
+	bpfMapWatched         = "watched"
 	bpfProgAccept4Syscall = "accept4_syscall"
 	bpfProgAcceptExit     = "accept_exit"
 	bpfProgAcceptSyscall  = "accept_syscall"
@@ -208,15 +211,17 @@ type bpfProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
 	Buckets    *ebpf.MapSpec `ebpf:"buckets"`
+	Buried     *ebpf.MapSpec `ebpf:"buried"`
 	Counts     *ebpf.MapSpec `ebpf:"counts"`
 	Events     *ebpf.MapSpec `ebpf:"events"`
 	Expecting  *ebpf.MapSpec `ebpf:"expecting"`
 	Graves     *ebpf.MapSpec `ebpf:"graves"`
+	Heads      *ebpf.MapSpec `ebpf:"heads"`
 	Listeners  *ebpf.MapSpec `ebpf:"listeners"`
-	Overflow   *ebpf.MapSpec `ebpf:"overflow"`
 	Owners     *ebpf.MapSpec `ebpf:"owners"`
 	Slots      *ebpf.MapSpec `ebpf:"slots"`
 	Suppressed *ebpf.MapSpec `ebpf:"suppressed"`
+	Watched    *ebpf.MapSpec `ebpf:"watched"`
 }
 
 // bpfVariableSpecs contains global variables before they are loaded into the kernel.
@@ -254,29 +259,33 @@ func (o *bpfObjects) Close() error {
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
 	Buckets    *ebpf.Map `ebpf:"buckets"`
+	Buried     *ebpf.Map `ebpf:"buried"`
 	Counts     *ebpf.Map `ebpf:"counts"`
 	Events     *ebpf.Map `ebpf:"events"`
 	Expecting  *ebpf.Map `ebpf:"expecting"`
 	Graves     *ebpf.Map `ebpf:"graves"`
+	Heads      *ebpf.Map `ebpf:"heads"`
 	Listeners  *ebpf.Map `ebpf:"listeners"`
-	Overflow   *ebpf.Map `ebpf:"overflow"`
 	Owners     *ebpf.Map `ebpf:"owners"`
 	Slots      *ebpf.Map `ebpf:"slots"`
 	Suppressed *ebpf.Map `ebpf:"suppressed"`
+	Watched    *ebpf.Map `ebpf:"watched"`
 }
 
 func (m *bpfMaps) Close() error {
 	return _BpfClose(
 		m.Buckets,
+		m.Buried,
 		m.Counts,
 		m.Events,
 		m.Expecting,
 		m.Graves,
+		m.Heads,
 		m.Listeners,
-		m.Overflow,
 		m.Owners,
 		m.Slots,
 		m.Suppressed,
+		m.Watched,
 	)
 }
 

@@ -84,7 +84,9 @@ func (k *keeper) suppress(s evidence.KernelSuppressed) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if len(k.counts) >= k.max {
-		k.counts = slices.Delete(k.counts, 0, 1+len(k.counts)/8)
+		n := 1 + len(k.counts)/8
+		k.counts = slices.Delete(k.counts, 0, n)
+		k.evicted += uint64(n)
 	}
 	k.counts = append(k.counts, s)
 }

@@ -82,11 +82,13 @@ type Kernel struct {
 	drained [256]bpfSuppressedKey
 	counts  [256]uint64
 
-	// mu guards what a module that is loaded later changes, and Close.
+	// mu guards what a module that is loaded later changes, what Watch does, and Close.
 	mu      sync.Mutex
 	state   state
 	hooks   []evidence.KernelHook
 	later   []hook
+	seeder  *ebpf.Program // nil before the first time
+	watched watched
 	progs   []program
 	closers []io.Closer
 	closed  bool

@@ -47,7 +47,7 @@ var (
 	hookRecv      = hook{bpfProgRecvLength, "sock_recv_length", "owners of accepted connections, at first use", tracing, ""}
 )
 
-// hookSeed is run once, it does not stay.
+// hookSeed is run at the start and for namespaces that are watched later.
 var hookSeed = hook{bpfProgSeed, "iter/task_file", "owners of sockets that were there before", nil, ""}
 
 func raw(name string) func(*ebpf.Program) (link.Link, error) {
@@ -142,6 +142,10 @@ func (k *Kernel) makeMaps() error {
 		}
 		k.maps[name] = m
 		k.closers = append(k.closers, m)
+	}
+	if err := k.setWatched(everywhere()); err != nil {
+		k.closeAll()
+		return err
 	}
 	ring, err := ringbuf.NewReader(k.maps[bpfMapEvents])
 	if err != nil {
@@ -260,21 +264,22 @@ func (k *Kernel) moduleLoaded(name string) bool {
 }
 
 // seed lets the kernel walk over all files of all processes, once. Cookies are
-// given to sockets that have none.
+// given to sockets that have none. The program is kept for the next time.
 func (k *Kernel) seed() {
 	if !k.state.owners {
 		return
 	}
-	k.report(hookSeed, k.runIterator(hookSeed.program))
+	k.report(hookSeed, k.runSeed())
 }
 
-func (k *Kernel) runIterator(name string) error {
-	p, err := k.loadProgram(name)
-	if err != nil {
-		return err
+func (k *Kernel) runSeed() (err error) {
+	if k.seeder == nil {
+		if k.seeder, err = k.loadProgram(hookSeed.program); err != nil {
+			return err
+		}
+		k.closers = append(k.closers, k.seeder)
 	}
-	defer p.Close()
-	it, err := link.AttachIter(link.IterOptions{Program: p})
+	it, err := link.AttachIter(link.IterOptions{Program: k.seeder})
 	if err != nil {
 		return err
 	}

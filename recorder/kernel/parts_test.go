@@ -100,7 +100,7 @@ func TestKeeperIsBounded(t *testing.T) {
 		k.add(event(evidence.SocketError, uint64(i), "", int64(i)*int64(time.Second)))
 		k.suppress(evidence.KernelSuppressed{Count: uint64(i), From: time.Unix(int64(i), 0), To: time.Unix(int64(i+1), 0)})
 	}
-	if len(k.list) != 3 || k.evicted != 2 || len(k.counts) > 3 {
+	if len(k.list) != 3 || k.evicted != 4 || len(k.counts) > 3 {
 		t.Errorf("%d events, %d evicted, %d counts", len(k.list), k.evicted, len(k.counts))
 	}
 	if got := k.events(time.Unix(3, 0), time.Unix(4, 0)); len(got) != 2 || got[0].Cookie != 3 {

@@ -11,11 +11,13 @@ import (
 type Stats struct {
 	// Events were described, Suppressed came too fast and were only counted.
 	Events, Suppressed map[evidence.KernelEventKind]uint64
-	// Lost had no room in the ring.
-	Lost uint64
+	// Lost had no room in the ring, Untabled are suppressed ones of which no more is
+	// known than their number: there are too many ports and reasons at once.
+	Lost, Untabled uint64
 	// Phantoms are received resets that were none, Evicted were forgotten to make
-	// room, Undecodable could not be read.
-	Phantoms, Evicted, Undecodable uint64
+	// room, Undecodable could not be read. Missed is how often a program was not run,
+	// for it ran already on that CPU.
+	Phantoms, Evicted, Undecodable, Missed uint64
 	// Kept are in memory now.
 	Kept int
 	// Owners is the number of live sockets whose owner is known, OwnersFailed those
@@ -47,8 +49,8 @@ const (
 	ownerIn     = countLost + 1
 	ownerOut    = countLost + 2
 	ownerFailed = countLost + 3
-	buried      = countLost + 4
-	unburied    = countLost + 5
+	unburied    = countLost + 4
+	untabled    = countLost + 5
 )
 
 // bucketKinds is the kind of event of each bucket.
@@ -71,8 +73,12 @@ func (k *Kernel) Stats() Stats {
 		s.Events[kind] += k.count(i)
 		s.Suppressed[kind] += k.count(buckets + i)
 	}
-	s.Lost, s.OwnersFailed = k.count(countLost), k.count(ownerFailed)
-	s.Graves, s.GravesFailed = k.count(buried), k.count(unburied)
+	s.Lost, s.Untabled, s.OwnersFailed = k.count(countLost), k.count(untabled), k.count(ownerFailed)
+	s.GravesFailed = k.count(unburied)
+	var tickets uint64
+	if k.maps[bpfMapBuried].Lookup(uint32(0), &tickets) == nil {
+		s.Graves = tickets - min(tickets, s.GravesFailed)
+	}
 	if in, out := k.count(ownerIn), k.count(ownerOut); in > out {
 		s.Owners = in - out
 	}
@@ -102,6 +108,7 @@ func (k *Kernel) costs(s *Stats) {
 	}
 	for _, p := range k.progs {
 		if st, err := p.Stats(); err == nil {
+			s.Missed += st.RecursionMisses
 			s.Programs = append(s.Programs, ProgramStats{p.name, st.RunCount, st.Runtime, st.RecursionMisses})
 		}
 	}

@@ -29,7 +29,11 @@ var wanted = map[string][]string{
 // own could not be read; Counters then holds what could.
 func (t *Taker) Counters() (evidence.Counters, error) { return within(t, t.counters) }
 
-func (t *Taker) counters() (evidence.Counters, error) {
+func (t *Taker) counters() (evidence.Counters, error) { return t.countersOf(true) }
+
+// countersOf leaves out what is the whole host's and no namespace's, unless it is
+// wanted.
+func (t *Taker) countersOf(host bool) (evidence.Counters, error) {
 	c := evidence.Counters{Time: t.cfg.Now(), Values: make(map[string]uint64, 256)}
 	buf := t.buffer()
 	defer t.buffers.Put(buf)
@@ -48,6 +52,9 @@ func (t *Taker) counters() (evidence.Counters, error) {
 		{"sockstat6", parseSockstat, false}, // absent without IPv6
 		{"softnet_stat", parseSoftnet, false},
 	} {
+		if source.file == "softnet_stat" && !host {
+			continue
+		}
 		text, err := t.files.read(t.cfg.ProcRoot, source.file, buf)
 		if err != nil {
 			if source.must || !errors.Is(err, fs.ErrNotExist) {

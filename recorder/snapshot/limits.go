@@ -34,8 +34,14 @@ func parseMaxPages(text string) (uint64, error) {
 // milliseconds for each ten thousand of them.
 func (t *Taker) Ports(ctx context.Context) (*evidence.PortRange, error) {
 	s := evidence.Snapshot{Implicated: &evidence.Implicated{}}
-	t.takeSockets(ctx, &s)
-	t.takePorts(ctx, &s)
+	_, err := within(t, func() (none struct{}, _ error) {
+		t.takeSockets(ctx, &s)
+		t.takePorts(ctx, &s)
+		return none, nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("count ephemeral ports: %w", err)
+	}
 	if s.Implicated.Ports == nil || len(s.Missing) > 0 {
 		return s.Implicated.Ports, fmt.Errorf("count ephemeral ports: %s: %s", s.Missing[0].What, s.Missing[0].Why)
 	}

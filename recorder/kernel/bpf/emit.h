@@ -36,11 +36,16 @@ INLINE void suppress(u32 bucket, u8 kind, u32 reason, struct tuple *t)
 	}
 	if (n)
 		__sync_fetch_and_add(n, 1);
+	else
+		count(COUNT_UNTABLED);
 }
 
-/* begin is a new event, or NULL if there is no token or no room, which is counted. */
+/* begin is a new event, or NULL: nobody watches there, or there is no token or no
+ * room, which is counted. */
 INLINE struct event *begin(u32 bucket, bool free, u8 kind, u32 reason, struct tuple *t)
 {
+	if (!is_watched(t->netns))
+		return NULL;
 	if (!allowed(bucket) && !free) {
 		suppress(bucket, kind, reason, t);
 		return NULL;

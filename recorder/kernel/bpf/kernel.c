@@ -212,7 +212,8 @@ int set_state(u64 *ctx)
 	if (sk->sk_protocol != IPPROTO_TCP)
 		return 0;
 	if (new == TCP_SYN_SENT) {
-		put_current(bpf_get_socket_cookie(sk), VIA_CONNECT);
+		if (in_watched(sk))
+			put_current(bpf_get_socket_cookie(sk), VIA_CONNECT);
 	} else if (new == TCP_LISTEN) {
 		struct owner o = {};
 		u64 cookie = bpf_get_socket_cookie(sk);
@@ -224,7 +225,7 @@ int set_state(u64 *ctx)
 		bpf_get_socket_cookie(sk);
 	} else if (new == TCP_CLOSE && old == TCP_LISTEN) {
 		listener_went(sk);
-	} else if (new == TCP_CLOSE && old != TCP_CLOSE) {
+	} else if (new == TCP_CLOSE && old != TCP_CLOSE && in_watched(sk)) {
 		bury(sk, old);
 	}
 	return 0;
@@ -240,7 +241,7 @@ int destroy_sock(u64 *ctx)
 
 INLINE int accepted(struct sock *sk)
 {
-	if (sk && READ(sk, sk_protocol) == IPPROTO_TCP)
+	if (sk && READ(sk, sk_protocol) == IPPROTO_TCP && is_watched(netns_of(sk)))
 		put_current(cookie_of(sk), VIA_ACCEPT);
 	return 0;
 }
@@ -260,12 +261,10 @@ INLINE int accept_returned(struct sys_exit_ctx *ctx)
 	struct file *file = NULL;
 	if (ctx->ret < 0)
 		return 0;
-	struct files_struct *files = READ(task, files);
-	struct fdtable *fdt = READ(files, fdt);
-	if (ctx->ret >= READ(fdt, max_fds))
+	struct fdtable *fdt = task->files->fdt;
+	if (ctx->ret >= fdt->max_fds)
 		return 0;
-	struct file **fds = READ(fdt, fd);
-	bpf_probe_read_kernel(&file, sizeof(file), fds + ctx->ret);
+	bpf_probe_read_kernel(&file, sizeof(file), fdt->fd + ctx->ret);
 	struct socket *sock = READ(file, private_data);
 	return accepted(READ(sock, sk));
 }
@@ -285,7 +284,7 @@ int accept4_syscall(struct sys_exit_ctx *ctx)
 /* Without a hook on accept, who first uses the connection is taken for its owner. */
 INLINE int used(struct sock *sk)
 {
-	if (sk->sk_protocol != IPPROTO_TCP)
+	if (sk->sk_protocol != IPPROTO_TCP || !in_watched(sk))
 		return 0;
 	u64 cookie = sk->__sk_common.skc_cookie.counter;
 	if (cookie && !owner_of(cookie))
@@ -321,7 +320,7 @@ int seed(struct task_file_ctx *ctx)
 	if (!sk || READ(sk, sk_protocol) != IPPROTO_TCP)
 		return 0;
 	u8 state = READ(sk, __sk_common.skc_state);
-	if (state == TCP_CLOSE)
+	if (state == TCP_CLOSE || (state != TCP_LISTEN && !is_watched(netns_of(sk))))
 		return 0;
 	u64 cookie = bpf_get_socket_cookie(sk);
 	struct owner o = {};

@@ -1,6 +1,27 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 #pragma once
 
+/* The network namespaces that somebody records, as bits by inode number. Another
+ * one of the same bits is taken for one of them, which user space sorts out. */
+#define NAMESPACES 4096
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, NAMESPACES / 64);
+	__type(key, u32);
+	__type(value, u64);
+} watched SEC(".maps");
+
+/* is_watched keeps what others do from costing more than this, and from using up
+ * the tokens of those who are watched. */
+INLINE bool is_watched(u32 netns)
+{
+	u32 i = netns / 64 & (NAMESPACES / 64 - 1);
+	u64 *bits = bpf_map_lookup_elem(&watched, &i);
+
+	return bits && *bits >> (netns & 63) & 1;
+}
+
 /* Owners of live sockets by cookie, which is unique on the host and counts up: each
  * has a slot of its own, unless an older socket still lives there. That costs no
  * lock and no memory that has to be found, for each connection. */
@@ -24,25 +45,24 @@ struct {
 	__type(value, struct owner);
 } owners SEC(".maps");
 
-/* How many there were since the start: mostly none, and then nobody looks. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, u32);
-	__type(value, u64);
-} overflow SEC(".maps");
-
-/* Sockets that are no more, by tuple: a set of a few for each value of a hash, the
- * oldest of which makes room. An LRU map does the same with locks and lists, and
- * touches much more memory, for each connection that ends. */
-#define PLOTS 8192
-#define WAYS 4
+/* Sockets that are no more: a ring of plots, each in two cache lines, and for each
+ * value of a hash of the tuple the ticket of the latest, which leads to the one
+ * before. An LRU map does the same with locks and lists, and a table of sets touches
+ * three times the memory, for each connection that ends. */
+#define PLOTS 16384
+#define HEADS 16384
+#define CHAIN 8 /* that many of one hash are looked at; their number is 1 on average */
 
 struct plot {
-	u64 busy;
-	u64 died[WAYS]; /* 0: there is none, or it is being written */
-	struct tuple tuple[WAYS];
-	struct grave grave[WAYS];
+	u64 died; /* 0: there is none, or it is being written */
+	u64 cookie;
+	struct tuple tuple;
+	struct owner owner;
+	u32 unread, unacked;
+	u32 next; /* ticket of the one before, of this hash */
+	u16 err;
+	u8 state;
+	u8 pad;
 };
 
 struct {
@@ -51,6 +71,23 @@ struct {
 	__type(key, u32);
 	__type(value, struct plot);
 } graves SEC(".maps");
+
+/* Tickets count from 1: 0 is nobody's. They wrap around after 2^32 burials, and the
+ * one that is 0 then cannot be found. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, HEADS);
+	__type(key, u32);
+	__type(value, u32);
+} heads SEC(".maps");
+
+/* How many tickets were given: sockets that were buried. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, u64);
+} buried SEC(".maps");
 
 struct listener_key {
 	u64 net; /* as in struct tuple */
@@ -131,8 +168,8 @@ struct {
 #define COUNT_OWNER_IN (COUNT_LOST + 1)
 #define COUNT_OWNER_OUT (COUNT_LOST + 2)
 #define COUNT_OWNER_FAILED (COUNT_LOST + 3)
-#define COUNT_BURIED (COUNT_LOST + 4)
-#define COUNT_UNBURIED (COUNT_LOST + 5)
+#define COUNT_UNBURIED (COUNT_LOST + 4)
+#define COUNT_UNTABLED (COUNT_LOST + 5)
 #define COUNTS (COUNT_LOST + 6)
 
 struct {

@@ -14,19 +14,16 @@ INLINE void read_owner(struct owner *o, struct task_struct *task, u8 via)
 	o->tid = task->pid;
 	o->uid = task->cred->euid.val;
 	o->via = via;
-	bpf_probe_read_kernel(o->comm, sizeof(o->comm), __builtin_preserve_access_index(&leader->comm));
+	u64 *comm = (void *)__builtin_preserve_access_index(&leader->comm);
+	u64 *to = (void *)o->comm;
+	to[0] = comm[0];
+	to[1] = comm[1];
 }
 
 INLINE struct slot *slot_of(u64 cookie)
 {
 	u32 i = cookie & (SLOTS - 1);
 	return bpf_map_lookup_elem(&slots, &i);
-}
-
-INLINE u64 *overflowed(void)
-{
-	u32 zero = 0;
-	return bpf_map_lookup_elem(&overflow, &zero);
 }
 
 /* owner_of is the owner of a socket that lives as long as the caller looks. */
@@ -37,8 +34,7 @@ INLINE struct owner *owner_of(u64 cookie)
 		return NULL;
 	if (s && s->cookie == cookie)
 		return &s->owner;
-	u64 *n = overflowed();
-	if (!n || !*n)
+	if (!s || !s->elsewhere)
 		return NULL;
 	return bpf_map_lookup_elem(&owners, &cookie);
 }
@@ -54,6 +50,22 @@ INLINE bool put_slot(struct slot *s, u64 had, u64 cookie, struct owner *o)
 	return 1;
 }
 
+/* put_elsewhere is for a socket whose slot is taken. */
+INLINE void put_elsewhere(struct slot *s, u64 cookie, struct owner *o, bool is_new)
+{
+	__sync_fetch_and_add(&s->elsewhere, 1); /* before, or nobody looks for it */
+	/* An int: before 6.4 the upper half of the result is not its sign. */
+	int err = bpf_map_update_elem(&owners, &cookie, o, BPF_NOEXIST);
+	if (err)
+		__sync_fetch_and_add(&s->elsewhere, -1);
+	if (err == -EEXIST)
+		bpf_map_update_elem(&owners, &cookie, o, BPF_ANY);
+	else if (err)
+		count(COUNT_OWNER_FAILED);
+	else if (is_new)
+		count(COUNT_OWNER_IN);
+}
+
 INLINE void put_owner(u64 cookie, struct owner *o)
 {
 	struct slot *s = slot_of(cookie);
@@ -66,15 +78,8 @@ INLINE void put_owner(u64 cookie, struct owner *o)
 		count(COUNT_OWNER_IN);
 		return;
 	}
-	u64 *n = overflowed();
-	if (n)
-		__sync_fetch_and_add(n, 1);
-	/* An int: before 6.4 the upper half of the result is not its sign. */
-	int err = bpf_map_update_elem(&owners, &cookie, o, BPF_ANY);
-	if (err)
-		count(COUNT_OWNER_FAILED);
-	else if (!old)
-		count(COUNT_OWNER_IN);
+	if (s)
+		put_elsewhere(s, cookie, o, !old);
 }
 
 INLINE void forget_owner(u64 cookie)
@@ -86,10 +91,12 @@ INLINE void forget_owner(u64 cookie)
 		__sync_lock_test_and_set(&s->cookie, 0);
 		count(COUNT_OWNER_OUT);
 	}
-	/* Also where it had a slot: two CPUs may have put it at the same time. */
-	u64 *n = overflowed();
-	if (n && *n && !bpf_map_delete_elem(&owners, &cookie))
+	/* Also where it had a slot: two CPUs may have put it at the same time. To look
+	 * takes no lock, unlike to delete. */
+	if (s && s->elsewhere && bpf_map_lookup_elem(&owners, &cookie) && !bpf_map_delete_elem(&owners, &cookie)) {
+		__sync_fetch_and_add(&s->elsewhere, -1);
 		count(COUNT_OWNER_OUT);
+	}
 }
 
 INLINE void put_current(u64 cookie, u8 via)
@@ -186,22 +193,39 @@ INLINE u32 unacked_of(struct sock *sk)
 /* Chosen at random, so that nobody can aim at a plot. */
 const volatile u64 plot_seed = 0;
 
-INLINE struct plot *plot_of(struct tuple *t)
+INLINE u32 *head_of(struct tuple *t)
 {
 	u64 h = plot_seed, *w = (u64 *)t;
+
 	_Static_assert(sizeof(*t) == 6 * sizeof(u64), "a tuple has no holes");
 #pragma unroll
 	for (int i = 0; i < 6; i++) {
 		h = (h ^ w[i]) * 0x9e3779b97f4a7c15ULL;
 		h ^= h >> 32;
 	}
-	u32 i = h & (PLOTS - 1);
+	u32 i = h & (HEADS - 1);
+
+	return bpf_map_lookup_elem(&heads, &i);
+}
+
+INLINE struct plot *plot_of(u32 ticket)
+{
+	u32 i = ticket & (PLOTS - 1);
+
 	return bpf_map_lookup_elem(&graves, &i);
+}
+
+INLINE u64 *tickets(void)
+{
+	u32 zero = 0;
+
+	return bpf_map_lookup_elem(&buried, &zero);
 }
 
 INLINE bool same_tuple(struct tuple *a, struct tuple *b)
 {
 	u64 *x = (u64 *)a, *y = (u64 *)b, diff = 0;
+
 #pragma unroll
 	for (int i = 0; i < 6; i++)
 		diff |= x[i] ^ y[i];
@@ -209,82 +233,92 @@ INLINE bool same_tuple(struct tuple *a, struct tuple *b)
 }
 
 /* find_grave copies the latest grave of a tuple. One that is overwritten meanwhile
- * is none: the additions of 0 are barriers. */
+ * is none, and so are those before it: the additions of 0 are barriers. */
 INLINE void find_grave(struct grave *to, struct tuple *t)
 {
-	struct plot *p = plot_of(t);
-	u64 latest = 0;
-	if (!p)
+	u32 *head = head_of(t);
+	u64 *given = tickets();
+
+	if (!head || !given)
 		return;
-#pragma unroll
-	for (int i = 0; i < WAYS; i++) {
-		u64 died = __sync_fetch_and_add(&p->died[i], 0);
-		if (died <= latest || !same_tuple(&p->tuple[i], t))
+	u32 ticket = *head;
+	for (int i = 0; i < CHAIN && ticket; i++) {
+		struct plot *p = plot_of(ticket);
+		if (!p || (u32)*given - ticket >= PLOTS)
+			return;
+		u64 died = __sync_fetch_and_add(&p->died, 0);
+		u32 next = p->next;
+		if (!died)
+			return;
+		if (!same_tuple(&p->tuple, t)) {
+			ticket = next;
 			continue;
-		*to = p->grave[i];
-		if (__sync_fetch_and_add(&p->died[i], 0) == died) {
-			latest = died;
-		} else {
-			__builtin_memset(to, 0, sizeof(*to));
-			latest = 0;
 		}
+		to->owner = p->owner;
+		to->cookie = p->cookie;
+		to->unread = p->unread;
+		to->unacked = p->unacked;
+		to->err = p->err;
+		to->state = p->state;
+		to->died = died;
+		if (__sync_fetch_and_add(&p->died, 0) != died)
+			__builtin_memset(to, 0, sizeof(*to));
+		return;
 	}
 }
 
-/* The oldest of the four; the verifier wants to see a bound. */
-INLINE u32 oldest(struct plot *p)
+/* tuple_of reads a socket whose type the verifier knows: plain loads. */
+INLINE void tuple_of(struct tuple *t, struct sock *sk, struct tcp_sock *tp)
 {
-	u32 a = p->died[1] < p->died[0] ? 1 : 0;
-	u32 b = p->died[3] < p->died[2] ? 3 : 2;
-	u64 first = p->died[0] < p->died[1] ? p->died[0] : p->died[1];
-	u64 second = p->died[2] < p->died[3] ? p->died[2] : p->died[3];
-	return second < first ? b : a;
+	struct net *net = sk->__sk_common.skc_net.net;
+
+	t->net = HAS(net, net_cookie) ? net->net_cookie : net->ns.inum;
+	t->netns = net->ns.inum;
+	t->lport = ntohs(tp->inet_conn.icsk_inet.inet_sport);
+	t->rport = ntohs(sk->__sk_common.skc_dport);
+	if (sk->__sk_common.skc_family == AF_INET) {
+		map4(t->laddr, sk->__sk_common.skc_rcv_saddr ?: tp->inet_conn.icsk_inet.inet_saddr);
+		map4(t->raddr, sk->__sk_common.skc_daddr);
+	} else {
+		bpf_probe_read_kernel(t->laddr, 16, __builtin_preserve_access_index(&sk->__sk_common.skc_v6_rcv_saddr));
+		bpf_probe_read_kernel(t->raddr, 16, __builtin_preserve_access_index(&sk->__sk_common.skc_v6_daddr));
+	}
 }
 
-/* bury keeps what is known of a socket that dies. The verifier knows its type:
- * plain loads, for this is done for each connection. */
+/* bury keeps what is known of a socket that dies. It is done for each connection. */
 INLINE void bury(struct sock *sk, int state)
 {
 	struct tuple t = {};
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-	if (!tp)
+	u64 *given = tickets();
+
+	if (!tp || !given)
 		return;
-	struct net *net = sk->__sk_common.skc_net.net;
-	t.net = HAS(net, net_cookie) ? net->net_cookie : net->ns.inum;
-	t.netns = net->ns.inum;
-	t.lport = ntohs(tp->inet_conn.icsk_inet.inet_sport);
-	t.rport = ntohs(sk->__sk_common.skc_dport);
-	if (sk->__sk_common.skc_family == AF_INET) {
-		map4(t.laddr, sk->__sk_common.skc_rcv_saddr ?: tp->inet_conn.icsk_inet.inet_saddr);
-		map4(t.raddr, sk->__sk_common.skc_daddr);
-	} else {
-		bpf_probe_read_kernel(t.laddr, 16, __builtin_preserve_access_index(&sk->__sk_common.skc_v6_rcv_saddr));
-		bpf_probe_read_kernel(t.raddr, 16, __builtin_preserve_access_index(&sk->__sk_common.skc_v6_daddr));
-	}
-	struct plot *p = plot_of(&t);
-	if (!p || __sync_val_compare_and_swap(&p->busy, 0, 1)) {
-		count(COUNT_UNBURIED); /* another CPU buries in this plot, or an interrupted program */
+	tuple_of(&t, sk, tp);
+	u32 *head = head_of(&t);
+	u64 before = __sync_fetch_and_add(given, 1);
+	u32 ticket = before + 1;
+	struct plot *p = plot_of(ticket);
+	if (!p || !head)
+		return;
+	if (!__sync_lock_test_and_set(&p->died, 0) && before >= PLOTS) {
+		count(COUNT_UNBURIED); /* somebody is still writing there, a whole round behind */
 		return;
 	}
-	u32 way = oldest(p) & (WAYS - 1);
-	struct grave *g = &p->grave[way];
-	u64 now = bpf_ktime_get_boot_ns();
-	__sync_lock_test_and_set(&p->died[way], 0);
-	p->tuple[way] = t;
-	g->died = now;
-	g->cookie = sk->__sk_common.skc_cookie.counter;
-	struct owner *o = owner_of(g->cookie);
+	u64 cookie = sk->__sk_common.skc_cookie.counter;
+	struct owner *o = owner_of(cookie);
+	p->tuple = t;
+	p->cookie = cookie;
 	if (o)
-		g->owner = *o;
-	else if (!inherited(&g->owner, sk, &t))
-		__builtin_memset(&g->owner, 0, sizeof(g->owner));
-	g->err = sk->sk_err;
-	g->unread = tp->rcv_nxt - tp->copied_seq;
-	if (g->unread && sk->__sk_common.skc_flags & 1UL << SOCK_DONE)
-		g->unread--;
-	g->unacked = tp->write_seq - tp->snd_una;
-	g->state = state;
-	__sync_lock_test_and_set(&p->died[way], now);
-	__sync_lock_test_and_set(&p->busy, 0);
-	count(COUNT_BURIED);
+		p->owner = *o;
+	else if (!inherited(&p->owner, sk, &t))
+		__builtin_memset(&p->owner, 0, sizeof(p->owner));
+	p->err = sk->sk_err;
+	p->unread = tp->rcv_nxt - tp->copied_seq;
+	if (p->unread && sk->__sk_common.skc_flags & 1UL << SOCK_DONE)
+		p->unread--;
+	p->unacked = tp->write_seq - tp->snd_una;
+	p->state = state;
+	p->next = __sync_lock_test_and_set(head, ticket);
+	__sync_lock_test_and_set(&p->died, bpf_ktime_get_boot_ns());
 }

@@ -38,6 +38,19 @@ INLINE void set_net(struct tuple *t, struct net *net)
 	t->netns = READ(net, ns.inum);
 }
 
+INLINE u32 netns_of(struct sock *sk)
+{
+	struct net *net = READ(sk, __sk_common.skc_net.net);
+
+	return READ(net, ns.inum);
+}
+
+/* in_watched is for a socket whose type the verifier knows: plain loads. */
+INLINE bool in_watched(struct sock *sk)
+{
+	return is_watched(sk->__sk_common.skc_net.net->ns.inum);
+}
+
 INLINE u64 cgroup_of(struct cgroup *cgroup)
 {
 	struct kernfs_node *kn = READ(cgroup, kn);

@@ -31,7 +31,8 @@ struct owner {
 
 /* A live socket's owner, where there was room in the table of slots. */
 struct slot {
-	u64 cookie; /* 0: free */
+	u64 cookie;    /* 0: free */
+	u64 elsewhere; /* cookies that found it taken: mostly none, and then nobody looks */
 	struct owner owner;
 };
 
