@@ -42,12 +42,17 @@ var advices = map[evidence.Cause][]evidence.Advice{
 		{Text: "check which of the two speaks TLS on this port"}},
 }
 
-// advice is what to do about the story's cause, with present values.
+// advice is what to do about the story's cause, with present values. A setting that
+// a log line points to comes first.
 func (c *caseFile) advice(s *story) []evidence.Advice {
 	if s.opinion.claim.Benign {
 		return nil
 	}
-	return c.adviceOn(s.opinion.claim.Cause)
+	all := c.adviceOn(s.opinion.claim.Cause)
+	if a, ok := s.settingAdvice(); ok {
+		all = append([]evidence.Advice{a}, all...)
+	}
+	return all
 }
 
 func (c *caseFile) adviceOn(cause evidence.Cause) []evidence.Advice {

@@ -61,6 +61,9 @@ func afterFIN(c *caseFile, s *story) bool {
 		s.event != nil && s.event.Unread > 0 {
 		return false
 	}
+	if s.active() && s.sender.fin == nil && s.other.data != nil && s.sender.data == nil {
+		return false // it was asked, and aborted its open socket without a word
+	}
 	o := &s.opinion
 	o.add(packetFact(srcRFCReset, fmt.Sprintf("%v sent FIN %s before the RST and no data was outstanding", fin.Src, seconds(s.rst.Time.Sub(fin.Time))), fin, s.rst))
 	if _, holed := c.hole(s); holed {

@@ -237,10 +237,13 @@ func (c *caseFile) localEnd(s *story) netip.AddrPort {
 	}
 	switch n.direction() {
 	case evidence.Sent, evidence.Loopback:
-		if c.foreign(n.Src.Addr(), s.excerpt.Namespace) {
-			return netip.AddrPort{}
+		if !c.foreign(n.Src.Addr(), s.excerpt.Namespace) {
+			return n.Src
 		}
-		return n.Src
+		if n.direction() == evidence.Loopback { // a filter's answer to what this host was about to send
+			return n.Dst
+		}
+		return netip.AddrPort{}
 	case evidence.Received:
 		if c.elsewhere(n.Dst.Addr(), s) {
 			return netip.AddrPort{}

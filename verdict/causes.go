@@ -99,6 +99,8 @@ func (c *caseFile) filterOwner(s *story) (evidence.Party, evidence.Confidence) {
 	switch {
 	case origin.Middlebox(), origin == evidence.OriginLocalNetfilter && !s.flow.Local.IsValid():
 		return evidence.Network, evidence.Proven
+	case origin == evidence.OriginLocalNetfilter:
+		return c.party(s, s.flow.Local)
 	case origin == evidence.OriginForwarded && s.elsewhere:
 		return evidence.Network, evidence.Likely
 	}
@@ -138,10 +140,11 @@ func stateLost(c *caseFile, s *story) bool {
 		return false
 	}
 	if cl.Origin == evidence.OriginNAT || cl.Mechanism == evidence.MechanismStateLostNAT || cl.Origin.Middlebox() {
-		o.blame(evidence.Network, cl.Confidence, evidence.CauseStateLost, cl.Confidence, "its address translation or tracking state is gone"+c.silenceBefore(s))
+		o.blame(evidence.Network, cl.Confidence, evidence.CauseStateLost, firstOf(cl.MechanismConfidence, cl.Confidence),
+			"its address translation or tracking state is gone"+c.silenceBefore(s))
 		return true
 	}
-	if role, ok := c.role(s.rst.Src.Addr()); cl.Origin.Local() && (ok && role == evidence.Network || !ok && c.translates()) {
+	if role, ok := c.role(s.rst.Src.Addr()); cl.Origin.Local() && (ok && role == evidence.Network || !ok && (s.continued || s.routed() || c.translates())) {
 		cl.Mechanism = evidence.MechanismStateLostNAT
 		o.blame(evidence.Network, cl.Confidence.AtMost(evidence.Likely), evidence.CauseStateLost, cl.Confidence.AtMost(evidence.Likely),
 			"this host translates addresses, and its mapping for the segment is gone"+c.silenceBefore(s))
@@ -165,6 +168,19 @@ func stateLost(c *caseFile, s *story) bool {
 	}
 	o.blame(p, pc.AtMost(limit), evidence.CauseStateLost, limit, "it forgot the connection: restart of the host, failover, or a RST that only it saw"+c.silenceBefore(s))
 	return true
+}
+
+// routed tells whether the segments under the RST's source address had come through
+// this host, which answers in that name now: they left with a lower TTL than what
+// this host sends itself (RFC 1812 section 5.3.1), as an application may ask for, too,
+// but hardly so near to it.
+func (s *story) routed() bool {
+	last := s.sender.last
+	if last == nil || last.Flags.Has(evidence.RST) {
+		return false
+	}
+	hops := int(s.rst.TTL) - int(last.TTL)
+	return hops > 0 && hops <= farthest && initialTTL(s.rst.TTL) == int(s.rst.TTL) && initialTTL(last.TTL) == int(s.rst.TTL)
 }
 
 // errConnReset is ECONNRESET of errno(3) on Linux.
@@ -243,6 +259,11 @@ func (s *story) request() *seen {
 // pathLost: data was retransmitted without an answer before somebody gave up.
 func pathLost(c *caseFile, s *story) bool {
 	r := s.repeats()
+	for _, v := range s.views { // what vanished on the path, only its sender saw
+		if w := v.repeats(); w.n > r.n {
+			r = w
+		}
+	}
 	if s.rst == nil || !r.gaveUpAfter(s.time()) {
 		return false
 	}

@@ -81,6 +81,37 @@ func TestLegs(t *testing.T) {
 	}
 }
 
+// TestLegsAcrossNamespaces: the proxy's two connections belong together also if the
+// backend's own namespace tells the end of one of them.
+func TestLegsAcrossNamespaces(t *testing.T) {
+	serverAborts := pkt{ms: 60, src: backend, dst: pooled, flags: rstAck, seq: 501, ack: 151, dir: evidence.Received, id: 8}
+	passedOn := pkt{ms: 60.7, src: server, dst: client, flags: rstAck, seq: 501, ack: 151, dir: evidence.Sent, id: 8}
+	all := append(served(true, passedOn), upstream(4, serverAborts)...)
+	for i := range all {
+		all[i].netns = 1
+	}
+	for _, p := range upstream(4, serverAborts) {
+		p.netns, p.ms = 2, p.ms-0.05
+		if p.dir == evidence.Received {
+			p.dir = evidence.Sent
+		} else {
+			p.dir, p.ms = evidence.Received, p.ms+0.1
+		}
+		all = append(all, p)
+	}
+	j := Judge(&evidence.Incident{Window: window(all...), Roles: roles})
+	if len(j.Flows) != 2 {
+		t.Fatalf("%d flows", len(j.Flows))
+	}
+	up, down := j.Flows[0], j.Flows[1]
+	if up.Namespace != 2 || up.Verdict.Claim().Origin != evidence.OriginLocalProcess {
+		t.Errorf("the backend's end is told from namespace %d: %s", up.Namespace, up.Verdict)
+	}
+	if c := down.Verdict.Claim(); c.Party != evidence.Server || down.Related != up.ID {
+		t.Errorf("party %s, related %q: %s", c.Party, down.Related, c.Sentence)
+	}
+}
+
 // TestLegsOfWorkers: workers that share a listener are one proxy; two processes that
 // are known to hold the flows are two.
 func TestLegsOfWorkers(t *testing.T) {

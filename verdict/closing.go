@@ -51,7 +51,17 @@ func (s *story) firstCloser() closing {
 // side then aborted its open socket, with data of the first unread or on its way.
 func (s *story) halfClose(fin *seen) bool {
 	return s.active() && fin.Src == s.other.addr && s.sender.fin == nil &&
-		(s.unacked() > 1 || s.unread() || s.event != nil && s.event.Unread > 0)
+		(s.unacked() > 1 || s.unread() || s.event != nil && s.event.Unread > 0 || s.onlyAsked(fin))
+}
+
+// onlyAsked tells whether a FIN right behind a request says that the request is
+// complete: nobody gives up so soon.
+func (s *story) onlyAsked(fin *seen) bool {
+	last := s.lastData(fin.Time)
+	if fin.PayloadBytes > 0 {
+		last = fin
+	}
+	return last != nil && last.Src == fin.Src && s.sender.data == nil && fin.Time.Sub(last.Time) <= atOnce
 }
 
 // weigh looks at the data before the closing. A FIN may carry the last of it.

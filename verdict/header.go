@@ -2,6 +2,7 @@ package verdict
 
 import (
 	"fmt"
+	"time"
 
 	"tcpcoroner/evidence"
 )
@@ -97,7 +98,7 @@ func (c *caseFile) stray(s *story) making {
 		m.facts = append(m.facts, packetFact("RFC 2525 section 2.17; "+srcPassive, fmt.Sprintf("%v closed with FIN, %v sent %d bytes %s later and got a RST",
 			s.sender.addr, s.other.addr, s.trigger.PayloadBytes, seconds(s.trigger.Time.Sub(fin.Time))), fin, s.trigger, s.rst))
 		return m
-	case s.sender.syn != nil && s.sender.last == s.sender.syn && s.sender.syn.Flags.Has(evidence.ACK):
+	case s.sender.syn != nil && s.sender.last == s.sender.syn && s.sender.syn.Flags.Has(evidence.ACK) && s.completes(s.trigger):
 		m.mechanism, m.confidence, m.text = evidence.MechanismQueueOverflow, evidence.Possible, "reset a completed handshake"
 		m.facts = append(m.facts, packetFact(srcOverflow, "the RST answers what completes the handshake; this side sent SYN/ACK only", s.sender.syn, s.trigger, s.rst))
 		return m
@@ -107,6 +108,25 @@ func (c *caseFile) stray(s *story) making {
 		seconds(s.rst.Time.Sub(s.trigger.Time))), s.trigger, s.rst))
 	return m
 }
+
+// completes tells whether a segment of the initiator can be the one that completes
+// the handshake: until that the SYN/ACK is repeated, a second later for the first
+// time, then after twice as long (RFC 6298 section 5.5; TCP_DEFER_ACCEPT waits for
+// data).
+func (s *story) completes(n *seen) bool {
+	first := s.sender.syn.Time
+	for _, g := range s.segments {
+		if g.Src == s.sender.addr {
+			first = g.Time
+			break
+		}
+	}
+	last := s.sender.syn.Time
+	return n.Time.Sub(last) <= synackRepeats+2*last.Sub(first)
+}
+
+// synackRepeats is the first timeout of a SYN/ACK, and room for a late timer.
+const synackRepeats = 1100 * time.Millisecond
 
 // abort: RFC 9293's ABORT. The RST continues its sender's own sequence and
 // acknowledges what it received: a socket that existed made it.

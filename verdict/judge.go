@@ -54,6 +54,7 @@ func (c *caseFile) judgeStories() {
 	for _, s := range c.stories {
 		s.opinion.cap = evidence.Proven
 		c.judgeSender(s)
+		c.weighLedger(s)
 	}
 	c.findContinuations()
 	c.findTimers()

@@ -72,7 +72,7 @@ func TestRules(t *testing.T) {
 			pkt{ms: 9, src: server, dst: client, flags: evidence.RST, seq: 501, dir: out}),
 			map[string]uint64{"Tcp.OutRsts": 1}, 0, evidence.OriginLocalKernel, evidence.MechanismNoSocket, evidence.Proven, false},
 		{"passive at the end of the handshake, no overflow counted", handshake(pkt{ms: 9, src: server, dst: client, flags: evidence.RST, seq: 501, dir: out}),
-			map[string]uint64{"Tcp.OutRsts": 1, "TcpExt.ListenOverflows": 0}, 0, evidence.OriginUnknown, evidence.MechanismUnknown, evidence.Uncertain, false},
+			map[string]uint64{"Tcp.OutRsts": 1, "TcpExt.ListenOverflows": 0}, 0, evidence.OriginLocalKernel, evidence.MechanismNoSocket, evidence.Likely, false},
 		{"passive at the end of the handshake, overflow counted", handshake(pkt{ms: 9, src: server, dst: client, flags: evidence.RST, seq: 501, dir: out}),
 			map[string]uint64{"Tcp.OutRsts": 1, "TcpExt.ListenOverflows": 1}, 0, evidence.OriginLocalKernel, evidence.MechanismQueueOverflow, evidence.Likely, false},
 		{"passive in mid-flow after data", served(true,

@@ -2,6 +2,7 @@ package verdict
 
 import (
 	"fmt"
+	"net/netip"
 	"time"
 
 	"tcpcoroner/evidence"
@@ -36,34 +37,40 @@ func (s *story) gave() (time.Time, bool) {
 	return s.time(), s.flow.Local.IsValid() && d.at != nil && d.by.addr == s.flow.Local
 }
 
-// findLegs looks, for each flow that this host ended, for one on the other side of
-// the same proxy that had just been ended from afar.
+// findLegs looks, for each flow that a host ended, for one on the other side of the
+// same proxy that had just been ended from afar. Both are looked at from the
+// proxy's namespace, wherever their stories are told from.
 func (c *caseFile) findLegs() {
-	var broken []*story
-	for _, s := range c.stories {
-		if _, ok := s.broke(); ok {
-			broken = append(broken, s)
+	var broken []leg
+	c.everyView(func(v, s *story) {
+		if _, ok := v.broke(); ok {
+			broken = append(broken, leg{v, s})
 		}
-	}
-	for _, s := range c.stories {
-		if _, ok := s.gave(); ok {
-			s.leg = c.legOf(s, broken)
+	})
+	c.everyView(func(v, s *story) {
+		if _, ok := v.gave(); ok && s.leg == nil {
+			s.leg = legOf(leg{v, s}, broken)
 		}
-	}
+	})
 }
 
+// leg is a story, and how the namespace of the proxy tells it.
+type leg struct{ view, of *story }
+
 // legOf finds the leg whose break is nearest before this host's closing.
-func (c *caseFile) legOf(s *story, broken []*story) *story {
+func legOf(l leg, broken []leg) *story {
 	var best *story
 	bestAway := legWithin
+	s := l.view
 	at := s.closing.at.Time
-	for _, o := range broken {
+	for _, other := range broken {
+		o := other.view
 		t, _ := o.broke()
 		away := at.Sub(t)
-		if away < -legEarly || away > bestAway || !opposite(s, o) || o.flow.First.After(at) || s.flow.First.After(t) {
+		if other.of == l.of || away < -legEarly || away > bestAway || !opposite(s, o) || o.flow.First.After(at) || s.flow.First.After(t) {
 			continue
 		}
-		best, bestAway = o, away
+		best, bestAway = other.of, away
 	}
 	return best
 }
@@ -95,18 +102,19 @@ func (c *caseFile) followLeg(s *story) {
 	o.add(packetFact("", text, s.closing.at))
 	o.blame(from.claim.Party, from.claim.PartyConfidence.AtMost(limit), from.claim.Cause, from.claim.CauseConfidence.AtMost(limit), text)
 	o.claim.Benign = from.claim.Benign
+	s.logged, s.acted = s.leg.logged, s.leg.acted
 	if d := from.claim.Decision; d != nil {
 		o.claim.Decision = d
 	}
 }
 
-// far is the end of the flow that is not here.
+// far is who ended the flow.
 func (s *story) far() string {
-	switch p := s.flow.Peer(); {
+	switch {
 	case s.opinion.claim.Origin.Middlebox():
 		return "a device on the path"
-	case p.IsValid():
-		return p.String()
+	case s.closing.at != nil:
+		return s.closing.by.addr.String()
 	}
 	return s.sender.addr.String()
 }
@@ -117,30 +125,40 @@ func (s *story) far() string {
 func (c *caseFile) findContinuations() {
 	type mark struct {
 		seq uint32
-		own string
+		far netip.AddrPort // that got the RST, and sends one itself to what goes on
 	}
 	lost := map[mark]*story{}
 	for _, s := range c.stories {
-		if s.rst != nil && !s.local() && s.passive() && s.sender.fin == nil && s.flow.Local.IsValid() {
-			lost[mark{s.rst.Seq, s.flow.Local.String()}] = s
+		if s.rst != nil && s.passive() && s.sender.fin == nil && !s.forwarded && s.flow.Local.IsValid() {
+			lost[mark{s.rst.Seq, s.rst.Dst}] = s
 		}
 	}
 	for _, s := range c.stories {
-		if len(lost) == 0 || s.rst == nil || s.sender.syn != nil || s.other.syn != nil || !s.flow.Local.IsValid() || s.flow.Local != s.rst.Src {
+		if len(lost) == 0 || s.rst == nil {
 			continue
 		}
-		first := s.segments[0]
-		was := lost[mark{first.Seq, s.flow.Local.String()}]
-		if was == nil || was == s || first.Src == s.flow.Local || first.Time.Before(was.rst.Time) || first.Src == was.rst.Src {
-			continue
+		for _, n := range s.segments {
+			was := lost[mark{n.Seq, s.rst.Src}]
+			if was != nil && was != s && n.Src == s.rst.Dst && n.Src != was.rst.Src && !n.Time.Before(was.rst.Time) {
+				c.continues(s, was, n)
+				break
+			}
 		}
-		s.continues = was
-		c.folded++
-		o := &was.opinion
-		o.claim.Origin, o.claim.Mechanism, o.claim.MechanismConfidence = evidence.OriginNAT, evidence.MechanismStateLostNAT, ""
-		o.claim.Layer, o.claim.Confidence = evidence.LayerNetwork, evidence.Likely
-		o.claim.Sentence = fmt.Sprintf("the translator at %v has lost the connection and answered with RST", was.rst.Src.Addr())
-		o.add(packetFact("RFC 5382 section 7", fmt.Sprintf("the same connection went on from %v %s later, untranslated: sequence number %d",
-			first.Src, seconds(first.Time.Sub(was.rst.Time)), first.Seq), was.rst, first))
 	}
+}
+
+// continues notes that s is how a connection went on, with n, whose translation was
+// lost. This host may be the translator itself.
+func (c *caseFile) continues(s, was *story, n *seen) {
+	s.continues, was.continued = was, true
+	c.folded++
+	o := &was.opinion
+	o.add(packetFact("RFC 5382 section 7", fmt.Sprintf("the same connection went on from %v %s later, untranslated: sequence number %d",
+		n.Src, seconds(n.Time.Sub(was.rst.Time)), n.Seq), was.rst, n))
+	if was.local() {
+		return
+	}
+	o.claim.Origin, o.claim.Mechanism, o.claim.MechanismConfidence = evidence.OriginNAT, evidence.MechanismStateLostNAT, ""
+	o.claim.Layer, o.claim.Confidence = evidence.LayerNetwork, evidence.Likely
+	o.claim.Sentence = fmt.Sprintf("the translator at %v has lost the connection and answered with RST", was.rst.Src.Addr())
 }

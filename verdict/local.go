@@ -37,7 +37,7 @@ func (c *caseFile) countedHere(s *story, m *making) {
 	case evidence.MechanismRefused:
 		c.listenersKnown(s, ok)
 	case evidence.MechanismQueueOverflow:
-		c.overflowsCounted(s)
+		c.overflowsCounted(s, m, ok)
 	case evidence.MechanismNoSocket:
 		if o.claim.Confidence = evidence.Possible; ok {
 			o.claim.Confidence = evidence.Proven
@@ -97,7 +97,7 @@ func (c *caseFile) listenersKnown(s *story, counted bool) {
 	}
 }
 
-func (c *caseFile) overflowsCounted(s *story) {
+func (c *caseFile) overflowsCounted(s *story, m *making, counted bool) {
 	o := &s.opinion
 	over, known := c.movedFor(s, "TcpExt.ListenOverflows")
 	switch {
@@ -105,9 +105,11 @@ func (c *caseFile) overflowsCounted(s *story) {
 		o.claim.Confidence = evidence.Likely
 		o.add(counterFact(srcOverflow, "ListenOverflows grew by %d", over))
 	case known:
-		o.doubted = true // a filter, or a listener that was closed in between
-		o.claim.Settle = settleKernel
 		o.add(counterFact(srcOverflow, "ListenOverflows did not grow"))
+		o.exclude("a full accept queue: ListenOverflows did not grow")
+		o.doubted = !counted // a filter does the same
+		o.claim.Mechanism, m.text = evidence.MechanismNoSocket, "had no socket for the flow and answered with RST"
+		o.claim.Confidence = evidence.Likely
 	}
 }
 

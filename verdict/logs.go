@@ -70,6 +70,7 @@ func byLog(c *caseFile, s *story) bool {
 		return false
 	}
 	s.opinion.add(logFact(line))
+	s.logged, s.acted = line, "it acted after "+seconds(d.idle)
 	sure := evidence.Likely
 	if line.Precision < time.Second && s.opinion.claim.Confidence == evidence.Proven {
 		sure = evidence.Proven

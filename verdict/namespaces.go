@@ -32,7 +32,7 @@ func (c *caseFile) best(e *evidence.Excerpt, views []*evidence.Excerpt, told map
 	if first == nil {
 		return nil
 	}
-	best := first
+	best, all := first, []*story{first}
 	for _, o := range views {
 		if o.Namespace == e.Namespace || told[o] {
 			continue
@@ -42,11 +42,27 @@ func (c *caseFile) best(e *evidence.Excerpt, views []*evidence.Excerpt, told map
 			continue
 		}
 		told[o] = true
+		all = append(all, s)
 		if d := s.nearness() - best.nearness(); d > 0 || d == 0 && s.time().Before(best.time()) {
 			best = s
 		}
 	}
+	if len(all) > 1 {
+		best.views = all
+	}
 	return best
+}
+
+// everyView visits the stories, each as every namespace tells it.
+func (c *caseFile) everyView(visit func(view, of *story)) {
+	for _, s := range c.stories {
+		if s.views == nil {
+			visit(s, s)
+		}
+		for _, v := range s.views {
+			visit(v, s)
+		}
+	}
 }
 
 // sameReset compares what neither routers nor namespaces change.

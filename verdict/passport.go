@@ -97,6 +97,9 @@ func (m *misfit) is(weight int, source, text string, packets ...*seen) {
 	m.facts = append(m.facts, packetFact(source, text, packets...))
 }
 
+// farthest is more routers than there are between two hosts.
+const farthest = 32
+
 // compareTTL: TTLs of the flow count, and of the address where the flow has none.
 func (c *caseFile) compareTTL(s *story, m *misfit) {
 	ttls := map[uint8]int{}
@@ -120,6 +123,9 @@ func (c *caseFile) compareTTL(s *story, m *misfit) {
 		return
 	}
 	ttl, n := commonest(ttls)
+	if far := abs(int(s.rst.TTL) - int(ttl)); far > farthest && initialTTL(s.rst.TTL) == initialTTL(ttl) && (s.passive() || s.answersSYN()) {
+		return // the application set the TTL of its socket (IP_TTL, as BGP does); an answer without socket has the default
+	}
 	m.hops, m.stack = int(s.rst.TTL)-int(ttl), initialTTL(s.rst.TTL) != initialTTL(ttl)
 	m.is(2, "RFC 791 section 3.2: time to live", fmt.Sprintf("TTL %d of the RST never occurs in %s %s, whose usual TTL is %d",
 		s.rst.TTL, plural(n, "other packet"), whose, ttl), s.rst)

@@ -58,6 +58,15 @@ func TestPassport(t *testing.T) {
 			evidence.OriginMiddlebox, evidence.MechanismInjected, evidence.Possible, evidence.CauseForged},
 		{"a RST with URG and without timestamps", peerFlow(change(func(p *pkt) { p.flags, p.stamps = rstAck|evidence.URG, false })),
 			evidence.OriginMiddlebox, evidence.MechanismInjected, evidence.Possible, evidence.CauseForged},
+		{"the peer's application sets a TTL of its own", func() []pkt {
+			all := peerFlow(ask, answer)
+			for i := range all {
+				if all[i].src == server && all[i].flags&evidence.RST == 0 {
+					all[i].ttl = 1
+				}
+			}
+			return all
+		}(), evidence.OriginPeerKernel, evidence.MechanismNoSocket, evidence.Likely, evidence.CauseStateLost},
 		{"an answer from nearer than the peer", peerFlow(ask, func() pkt { p := answer; p.ttl = 63; return p }()),
 			evidence.OriginMiddleboxNear, evidence.MechanismNoSocket, evidence.Likely, evidence.CauseStateLost},
 		{"an answer from the peer", peerFlow(ask, answer), evidence.OriginPeerKernel, evidence.MechanismNoSocket, evidence.Likely, evidence.CauseStateLost},
@@ -139,5 +148,61 @@ func TestTranslationLost(t *testing.T) {
 	all[7].seq, all[8].ack = 999, 1000
 	if n := len(Judge(&evidence.Incident{Window: window(all...)}).Flows); n != 2 {
 		t.Errorf("%d flows, want two that have nothing to do with each other", n)
+	}
+}
+
+// TestTranslationLostHere: the same on the translator, which sees both names of the
+// connection from the beginning.
+func TestTranslationLostHere(t *testing.T) {
+	inside := netip.MustParseAddrPort("192.168.7.7:40000")
+	in, out := evidence.Received, evidence.Sent
+	var all []pkt
+	for _, p := range served(false) {
+		before, after := p, p
+		before.ms -= 0.1
+		if p.src == client { // leaves translated
+			before.src, before.dir, before.iface = inside, in, 3
+		} else {
+			before, after = p, p
+			before.dir, after.ms, after.dst, after.dir, after.iface = in, p.ms+0.1, inside, out, 3
+		}
+		all = append(all, before, after)
+	}
+	all = append(all,
+		pkt{ms: 3000, src: server, dst: client, flags: evidence.ACK, seq: 501, ack: 151, payload: 70, dir: in},
+		pkt{ms: 3000.1, src: client, dst: server, flags: evidence.RST, seq: 151, dir: out},
+		pkt{ms: 4000, src: inside, dst: server, flags: evidence.ACK | evidence.FIN, seq: 151, ack: 501, dir: in, iface: 3},
+		pkt{ms: 4000.1, src: inside, dst: server, flags: evidence.ACK | evidence.FIN, seq: 151, ack: 501, dir: out, ttl: 63},
+		pkt{ms: 4000.2, src: server, dst: inside, flags: evidence.RST, seq: 501, dir: in},
+		pkt{ms: 4000.3, src: server, dst: inside, flags: evidence.RST, seq: 501, dir: out, iface: 3, ttl: 63})
+	inc := &evidence.Incident{Window: window(all...)}
+	counters(inc, map[string]uint64{"Tcp.OutRsts": 1})
+	f := one(t, inc)
+	c := f.Verdict.Claim()
+	if c.Origin != evidence.OriginLocalKernel || c.Mechanism != evidence.MechanismStateLostNAT || c.Party != evidence.Network || c.Cause != evidence.CauseStateLost {
+		t.Errorf("%s %s %s %s: %s", c.Origin, c.Mechanism, c.Party, c.Cause, c.Sentence)
+	}
+}
+
+// TestTranslatorByTTL: what left under the address that answers now had come through
+// this host, which lowered its TTL.
+func TestTranslatorByTTL(t *testing.T) {
+	in, out := evidence.Received, evidence.Sent
+	for ttl, want := range map[uint8]evidence.Mechanism{
+		63: evidence.MechanismStateLostNAT, 64: evidence.MechanismNoSocket, 1: evidence.MechanismNoSocket,
+	} {
+		all := served(false,
+			pkt{ms: 3000, src: server, dst: client, flags: evidence.ACK, seq: 501, ack: 151, payload: 70, dir: in},
+			pkt{ms: 3000.1, src: client, dst: server, flags: evidence.RST, seq: 151, dir: out, ttl: 64})
+		for i := range all {
+			if all[i].src == client && all[i].flags != evidence.RST {
+				all[i].ttl = ttl
+			}
+		}
+		inc := &evidence.Incident{Window: window(all...)}
+		counters(inc, map[string]uint64{"Tcp.OutRsts": 1})
+		if c := one(t, inc).Verdict.Claim(); c.Mechanism != want || (c.Party == evidence.Network && c.PartyConfidence == evidence.Likely) != (want == evidence.MechanismStateLostNAT) {
+			t.Errorf("TTL %d: %s, party %s %s: %s", ttl, c.Mechanism, c.Party, c.PartyConfidence, c.Sentence)
+		}
 	}
 }

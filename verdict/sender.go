@@ -246,6 +246,9 @@ func (c *caseFile) nearer(s *story, m *misfit) {
 	o, making := &s.opinion, c.making(s)
 	o.add(making.facts...)
 	o.claim.Mechanism, o.claim.MechanismConfidence, o.claim.Trigger = making.mechanism, evidence.Possible, making.trigger
+	if making.mechanism == evidence.MechanismQueueOverflow {
+		o.claim.Mechanism = evidence.MechanismNoSocket // the queue is where the SYN/ACK came from
+	}
 	if s.answersSYN() {
 		// Different ports of an address can lead to different hosts (a translating
 		// balancer), so the distance alone accuses nobody for sure.
@@ -274,7 +277,9 @@ func fromHere(c *caseFile, s *story) bool {
 	}
 	c.countedHere(s, &m)
 	if o.claim.Mechanism.Family() == evidence.MechanismActiveAbort && s.flow.Owner != nil {
-		o.claim.Process = s.flow.Owner
+		if s.flow.OwnerSource != ownedByListener { // a master listens, and its workers accept
+			o.claim.Process = s.flow.Owner
+		}
 		o.add(socketFact("%s owns %v: %s", processName(s.flow.Owner), s.flow.Local, s.flow.OwnerSource))
 	}
 	o.claim.Sentence = c.sentenceHere(s, kernelReason{o.claim.Origin, o.claim.Mechanism, m.text})

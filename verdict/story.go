@@ -86,17 +86,24 @@ type story struct {
 	event, taken *evidence.KernelEvent
 	// closing is who ended the connection first.
 	closing closing
-	// legs are the flows on the other side of a proxy that this one follows from.
+	// views are the story as each namespace tells it, nil if there is one only.
+	views []*story
+	// leg is the flow on the other side of a proxy that this one follows from.
 	leg *story
-	// continues is the story of the same connection under another address.
+	// continues is the story of the same connection under another address, continued
+	// tells that there is one which continues this.
 	continues *story
+	continued bool
 	// elsewhere tells that a RST which passed through came from another distance
 	// than its sender's segments.
 	elsewhere bool
 	// repeated is how many flows were ended by the same silence or age, of timer.
 	repeated int
 	timer    time.Duration
-	opinion  opinion
+	// logged is the log's word on the cause, acted how the setting behind it did.
+	logged  *evidence.LogLine
+	acted   string
+	opinion opinion
 }
 
 // tell returns nil if the excerpt has no segment.

@@ -142,16 +142,17 @@ func (c *caseFile) decided(s *story, how string, cause evidence.Cause, confidenc
 		verb = "closed with FIN"
 	}
 	text := strings.TrimSpace(fmt.Sprintf("%s %s %s", c.partyName(s, d.by.addr), verb, how))
-	because := how
+	because, aside := text, false
 	if d.at != s.rst {
-		because = text
 		c.decision(s, party, text)
+	} else if o.claim.Origin != evidence.OriginForwarded { // otherwise the sentence is about this host
+		because, aside = how, true
 	}
 	if c.mayBeCarried(s, party, cause) {
 		pc = pc.AtMost(evidence.Likely)
 	}
 	o.blame(party, pc, cause, confidence, because)
-	o.aside = d.at == s.rst
+	o.aside = aside
 }
 
 // mayBeCarried tells whether who closed first may have had a reason that is not

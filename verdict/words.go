@@ -31,6 +31,8 @@ const (
 // who names the sender of the RST as far as it is known.
 func (s *story) who() string {
 	switch {
+	case s.local() && s.flow.Owner != nil && s.flow.OwnerSource == ownedByListener:
+		return fmt.Sprintf("this host%s, where %s listens,", s.where, processName(s.flow.Owner))
 	case s.local() && s.flow.Owner != nil:
 		return fmt.Sprintf("%s[%d] on this host", s.flow.Owner.Comm, s.flow.Owner.PID)
 	case s.local():
