@@ -35,7 +35,7 @@ func TestStatistics(t *testing.T) {
 }
 
 func TestHighest(t *testing.T) {
-	rates := ladder(100, 600)
+	rates := ladder(100, 600, 1.5)
 	if diff := cmp.Diff([]float64{100, 150, 225, 337.5, 506.25}, rates); diff != "" {
 		t.Error(diff)
 	}
@@ -44,6 +44,15 @@ func TestHighest(t *testing.T) {
 		got, err := highest(len(rates), func(i int) (bool, error) { tries++; return i <= want, nil })
 		if got != want || err != nil || tries > 3 {
 			t.Errorf("highest = %d, %v after %d tries, want %d", got, err, tries, want)
+		}
+	}
+}
+
+func TestLimit(t *testing.T) {
+	for _, tt := range []struct{ most, want float64 }{{99, 0}, {100, 100}, {130, 115}, {140, 132.25}, {149, 132.25}, {151, 150}, {1e6, 669.4}} {
+		got, err := limit(100, 600, func(rate float64) (bool, error) { return rate <= tt.most, nil })
+		if math.Abs(got-tt.want) > 0.2 || err != nil {
+			t.Errorf("limit of %v = %v, %v, want %v", tt.most, got, err, tt.want)
 		}
 	}
 }

@@ -176,6 +176,11 @@ func startProduct(ctx context.Context, b *bench, n *namespace) (*session, error)
 
 // startWith starts the product with so much memory and its incidents below data.
 func startWith(ctx context.Context, b *bench, n *namespace, memory int, data string) (*session, error) {
+	return startConfigured(ctx, b, n, configuration(memory), data)
+}
+
+// startConfigured starts the product with a configuration and its incidents below data.
+func startConfigured(ctx context.Context, b *bench, n *namespace, text, data string) (*session, error) {
 	s, err := b.session()
 	if err != nil {
 		return nil, err
@@ -185,7 +190,7 @@ func startWith(ctx context.Context, b *bench, n *namespace, memory int, data str
 	}
 	b.defers(func() error { return os.RemoveAll(data) })
 	config := filepath.Join(s.dir, "config.yaml")
-	if err := os.WriteFile(config, []byte(configuration(memory)), 0o644); err != nil {
+	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		return nil, fmt.Errorf("write configuration: %w", err)
 	}
 	s.child, err = b.start(n, tapCPU, b.program, "run", "--config", config, "--data", data, "--socket", s.socket())

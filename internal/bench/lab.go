@@ -175,7 +175,13 @@ func (o *output) String() string {
 // start starts a process in a namespace, or in this one if that is nil. It is
 // killed, by its id, at the end of the part if it still runs then.
 func (b *bench) start(n *namespace, cpu int, args ...string) (*child, error) {
+	return b.startWithFiles(n, cpu, nil, args...)
+}
+
+// startWithFiles is start with further open files, from descriptor 3 on.
+func (b *bench) startWithFiles(n *namespace, cpu int, files []*os.File, args ...string) (*child, error) {
 	c := &child{cmd: exec.Command(args[0], args[1:]...), done: make(chan struct{})}
+	c.cmd.ExtraFiles = files
 	c.cmd.Stdout, c.cmd.Stderr = &c.text, &c.text
 	c.cmd.Env = append(os.Environ(), "LC_ALL=C")
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C is for us, and we stop it

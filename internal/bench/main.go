@@ -39,9 +39,11 @@ func parts() []part {
 		{"quota", "packets per second without loss in 1 % of a processor", quota},
 		{"retain", "bytes per packet of real traffic, and every field compared", retain},
 		{"freeze", "a freeze of a full buffer under full load, and its pull", freeze},
+		{"snapshot", "a look at a host with many sockets and processes, while it records", snapshots},
 		{"host", "what a web server's requests cost more", host},
 		{"kernel", "what the programs in the kernel cost connections, and a port scan", kernelPrograms},
 		{"idle", "the bill of doing nothing", idle},
+		{"benign", "resets that do no harm, for -minutes: no trigger may wake anybody", benign},
 		{"memory", "memory under a flood of connections, freezes and flapping interfaces", memory},
 	}
 }
@@ -51,6 +53,7 @@ type bench struct {
 	program string // the built tcpcoroner
 	dir     string // on a tmpfs
 	quick   bool
+	minutes float64 // of the part benign
 	force   bool
 	made    int // namespaces, to give each its name
 	out     io.Writer
@@ -71,6 +74,10 @@ func main() {
 	if len(os.Args) == 2 && os.Args[1] == hogVerb {
 		hog()
 	}
+	if len(os.Args) == 3 && os.Args[1] == serveVerb {
+		fmt.Fprintln(os.Stderr, "bench:", serve(os.Args[2]))
+		os.Exit(1)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
 	if err := start(ctx, os.Args[1:]); err != nil {
@@ -84,13 +91,15 @@ func start(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.StringVar(&b.program, "program", "", "the built tcpcoroner")
 	flags.BoolVar(&b.quick, "quick", false, "small numbers: shows that everything works, measures little")
+	flags.Float64Var(&b.minutes, "minutes", 0, "how long the part benign lasts: 30, or 1 with -quick")
 	flags.BoolVar(&b.force, "force", false, "print ratios although tcpdump's figures vary too much")
 	jsonFile := flags.String("json", "", "also write the tables to this file")
 	flags.Usage = func() { usage(flags) }
-	if err := flags.Parse(args); err != nil {
+	names, err := parse(flags, args)
+	if err != nil {
 		return err
 	}
-	chosen, err := choose(flags.Args())
+	chosen, err := choose(names)
 	if err != nil {
 		return err
 	}
@@ -104,8 +113,16 @@ func start(ctx context.Context, args []string) error {
 	return err
 }
 
+// parse takes flags before, between and behind the names of parts.
+func parse(flags *flag.FlagSet, args []string) (names []string, err error) {
+	for err = flags.Parse(args); err == nil && flags.NArg() > 0; err = flags.Parse(flags.Args()[1:]) {
+		names = append(names, flags.Arg(0))
+	}
+	return names, err
+}
+
 func usage(flags *flag.FlagSet) {
-	fmt.Fprintln(flags.Output(), "usage: bench -program FILE [-quick] [-force] [-json FILE] [PART...]")
+	fmt.Fprintln(flags.Output(), "usage: bench -program FILE [-quick] [-force] [-minutes N] [-json FILE] [PART...]")
 	flags.PrintDefaults()
 	fmt.Fprintln(flags.Output(), "parts, all of them if none is named:")
 	for _, p := range parts() {

@@ -59,7 +59,7 @@ func (r *report) describe() {
 	if text, err := os.ReadFile("/proc/cpuinfo"); err == nil {
 		r.CPU = cpuModel(string(text))
 	}
-	for _, args := range [][]string{{"tcpdump", "--version"}, {"dumpcap", "--version"}, {"nginx", "-v"}} {
+	for _, args := range [][]string{{"tcpdump", "--version"}, {"dumpcap", "--version"}, {"nginx", "-v"}, {"haproxy", "-v"}} {
 		out, _ := exec.Command(args[0], args[1:]...).CombinedOutput() // tcpdump built without a version exits with 1
 		line, _, _ := strings.Cut(string(out), "\n")
 		if line == "" {

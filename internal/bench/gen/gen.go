@@ -55,7 +55,17 @@ type Config struct {
 	Flows int
 	// Flood sends SYN without payload from 2^24 addresses instead.
 	Flood bool
+	// Scan is a flood of 1024 ports, ScanPort and up. To be answered it needs a
+	// device with ScanMAC, the address ScanAddress, and a route back to 10.0.0.0/8.
+	Scan bool
 }
+
+// Where a scan goes to.
+const (
+	ScanMAC     = "02:00:00:00:fe:01"
+	ScanAddress = "10.2.0.1"
+	ScanPort    = serverPort
+)
 
 // Count is what was sent.
 type Count struct {
@@ -81,7 +91,7 @@ func Open(c Config) (*Generator, error) {
 	if c.Flows <= 0 || c.Flows > MaxFlows || c.Flows&(c.Flows-1) != 0 {
 		return nil, fmt.Errorf("%d flows: give a power of two up to %d", c.Flows, MaxFlows)
 	}
-	g := &Generator{ifindex: uint32(c.Interface), frame: template(c.Flood)}
+	g := &Generator{ifindex: uint32(c.Interface), frame: template(c.Flood || c.Scan)}
 	if err := errors.Join(g.load(c), g.attach()); err != nil {
 		return nil, errors.Join(fmt.Errorf("open traffic generator: %w", err), g.Close())
 	}
@@ -96,8 +106,8 @@ func (g *Generator) load(c Config) (err error) {
 		return err
 	}
 	instructions := flowProgram(g.state.FD(), g.flows.FD(), c.Flows)
-	if c.Flood {
-		instructions = floodProgram(g.state.FD())
+	if c.Flood || c.Scan {
+		instructions = floodProgram(g.state.FD(), c.Scan)
 	}
 	g.program, err = ebpf.NewProgram(&ebpf.ProgramSpec{
 		Name: "bench_gen", Type: ebpf.XDP, License: "GPL", Instructions: instructions,

@@ -134,6 +134,7 @@ func TestCountsAreExact(t *testing.T) {
 		{"flows", Config{Flows: 64}, 65},
 		{"one flow", Config{Flows: 1}, 2},
 		{"flood", Config{Flows: 1, Flood: true}, 40_000},
+		{"scan", Config{Flows: 1, Scan: true}, 40_000},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			inLab(t, func(ifindex int) {

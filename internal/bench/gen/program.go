@@ -329,8 +329,13 @@ func kind(payload []byte, flags int32, label string) asm.Instructions {
 }
 
 // floodProgram sends SYN number n from the n-th address of a walk through 2^24:
-// the factor is odd, so none comes twice before all have come.
-func floodProgram(state int) asm.Instructions {
+// the factor is odd, so none comes twice before all have come. A scan goes from
+// port to port.
+func floodProgram(state int, scan bool) asm.Instructions {
+	ports := int32(1)
+	if scan {
+		ports = 1024
+	}
 	return concat(
 		begin(state, HeaderBytes),
 		asm.Instructions{
@@ -343,8 +348,12 @@ func floodProgram(state int) asm.Instructions {
 			asm.Mov.Reg(asm.R3, asm.R1),
 			asm.And.Imm(asm.R3, 0x7fff), // the port
 			asm.Add.Imm(asm.R3, clientPort),
-			asm.And.Imm(asm.R9, 0xffff), // the IP id
+			asm.Mov.Reg(asm.R1, asm.R9),
+			asm.And.Imm(asm.R1, ports-1), // the port scanned
+			asm.And.Imm(asm.R9, 0xffff),  // the IP id
+			asm.Add.Imm(asm.R1, serverPort),
 		},
+		store16(offDPort, asm.R1, asm.R4),
 		store32(offSrc, asm.R2, asm.R4),
 		store16(offSPort, asm.R3, asm.R4),
 		store32(offSeq, asm.R5, asm.R4),
@@ -355,6 +364,8 @@ func floodProgram(state int) asm.Instructions {
 			asm.Add.Reg(asm.R5, asm.R2),
 			asm.Add.Reg(asm.R5, asm.R3),
 			asm.Sub.Imm(asm.R5, clientPort),
+			asm.Add.Reg(asm.R5, asm.R1),
+			asm.Sub.Imm(asm.R5, serverPort),
 			asm.Add.Reg(asm.R5, asm.R0),
 			asm.Add.Imm(asm.R5, tcpConst(nil, flagSYN, floodAddr)),
 			asm.Add.Reg(asm.R9, asm.R2),
