@@ -449,7 +449,9 @@ func (r *ended) describe(s *segment, t *tracked, ends *[2]reached, me uint8) {
 	}
 	if ends[me].ok && ends[peer].ok && !r.opening {
 		r.unheard = outstanding(&ends[peer], ends[me].ack, r.fin[peer])
-		r.ignored = int32(s.seq-ends[peer].ack) < 0 || int32(s.seq-ends[me].next) > 0
+		// The sender's last segment may have been a probe, one byte back
+		// (net/ipv4/tcp_output.c tcp_xmit_probe_skb): what was confirmed is exact.
+		r.ignored = int32(s.seq-ends[peer].ack) < 0 || s.seq != ends[peer].ack && int32(s.seq-ends[me].next) > 0
 	}
 }
 

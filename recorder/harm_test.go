@@ -46,6 +46,8 @@ func TestJudge(t *testing.T) {
 			evidence.HarmDataLost, 75},
 		{"closed", ended{known: true, bytes: answered, fin: [2]bool{true, false}}, evidence.HarmAfterFIN, 0},
 		{"turned away, client is done", ended{known: true, bytes: answered, unheard: 5000, fin: [2]bool{true, false}}, evidence.HarmUnanswered, 65},
+		{"turned away without a word", ended{known: true, bytes: [2]int64{5000, 0}, fin: [2]bool{false, true}}, evidence.HarmUnanswered, 65},
+		{"nothing said to a client that is done", ended{known: true, bytes: [2]int64{5000, 0}, fin: [2]bool{true, true}}, evidence.HarmAfterFIN, 0},
 		{"farewell of a client that is done", ended{known: true, bytes: answered, unheard: 24, fin: [2]bool{true, false}}, evidence.HarmAfterFIN, 0},
 		{"unheard by a server that is done", ended{known: true, bytes: answered, unheard: 5000, fin: [2]bool{true, true}}, evidence.HarmAfterFIN, 0},
 	}
@@ -148,6 +150,17 @@ var talks = []struct {
 	say  func(c *talk)
 	want map[evidence.HarmKind]uint64
 }{
+	{"abort after a window probe", func(c *talk) {
+		c.open().request().answer().raw(1, sACK, c.seq[1]-1, c.acked[1], 0)
+		c.say(0, sACK, 0).say(1, sRST, 0)
+	}, one(evidence.HarmMidstream)},
+	{"abort after a keepalive probe, while the answer is waited for", func(c *talk) {
+		c.open().request().raw(0, sACK, c.seq[0]-1, c.acked[0], 0)
+		c.say(1, sACK, 0).say(0, sRST, 0)
+	}, one(evidence.HarmUnanswered)},
+	{"turned away in the middle of an upload, without a word", func(c *talk) {
+		c.open().say(0, sPSH, 5000).hears(1).say(1, sACK, 0).say(1, sFIN, 0).say(1, sRST, 0)
+	}, one(evidence.HarmUnanswered)},
 	{"health check", func(c *talk) { c.open().say(0, sRST, 0) }, one(evidence.HarmHealthCheck)},
 	{"health check instead of the third segment", func(c *talk) {
 		c.say(0, sSYN, 0).hears(1).say(1, sSYN|sACK, 0).hears(0).say(0, sRST, 0)

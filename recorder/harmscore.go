@@ -147,9 +147,11 @@ func (r *ended) late() bool {
 
 // turnedAway tells that the server answered in the middle of what the client had to
 // say, and did not read the rest: the reset confirms data that nothing was said of
-// (RFC 9112, section 9.6). That the client is done changes nothing.
+// (RFC 9112, section 9.6). That the client is done changes nothing. Or it closed
+// without a word to a client that was not done.
 func (r *ended) turnedAway() bool {
-	return !r.fromClient && r.fin[0] && !r.fin[1] && r.unheard > farewell
+	silent := r.fin[1] && !r.fin[0] && r.bytes[0] > 0 && r.bytes[1] == 0
+	return !r.fromClient && (silent || r.fin[0] && !r.fin[1] && r.unheard > farewell)
 }
 
 func (r *ended) score(n uint8, waiting bool) uint8 {
