@@ -25,7 +25,7 @@ func selftestCommand(e *env) *cobra.Command {
 	return &cobra.Command{
 		Use: "selftest", Short: "make harmless resets on loopback and follow them through the whole chain", Args: usageArgs(cobra.NoArgs),
 		Long: "selftest makes three connections to itself on 127.0.0.1 and resets them. The daemon must see them, know who owned\n" +
-			"them, freeze and store the moment, and give the capture back. It must run in the daemon's network namespace.",
+			"them, freeze and store the moment, and give the capture back. It must run in the daemon's network and PID namespaces.",
 		RunE: func(c *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(c.Context(), time.Minute)
 			defer cancel()

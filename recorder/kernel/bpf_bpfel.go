@@ -141,6 +141,7 @@ const (
 	bpfVarEventType       = "event_type"
 	bpfVarInheritAccepted = "inherit_accepted"
 	bpfVarKfreeSkbArgs    = "kfree_skb_args"
+	bpfVarPidNamespace    = "pid_namespace"
 	bpfVarPlotSeed        = "plot_seed"
 	bpfVarSendResetArgs   = "send_reset_args"
 	bpfVarTokenNs         = "token_ns"
@@ -233,6 +234,7 @@ type bpfVariableSpecs struct {
 	EventType       *ebpf.VariableSpec `ebpf:"event_type"`
 	InheritAccepted *ebpf.VariableSpec `ebpf:"inherit_accepted"`
 	KfreeSkbArgs    *ebpf.VariableSpec `ebpf:"kfree_skb_args"`
+	PidNamespace    *ebpf.VariableSpec `ebpf:"pid_namespace"`
 	PlotSeed        *ebpf.VariableSpec `ebpf:"plot_seed"`
 	SendResetArgs   *ebpf.VariableSpec `ebpf:"send_reset_args"`
 	TokenNs         *ebpf.VariableSpec `ebpf:"token_ns"`
@@ -298,6 +300,7 @@ type bpfVariables struct {
 	EventType       *ebpf.Variable `ebpf:"event_type"`
 	InheritAccepted *ebpf.Variable `ebpf:"inherit_accepted"`
 	KfreeSkbArgs    *ebpf.Variable `ebpf:"kfree_skb_args"`
+	PidNamespace    *ebpf.Variable `ebpf:"pid_namespace"`
 	PlotSeed        *ebpf.Variable `ebpf:"plot_seed"`
 	SendResetArgs   *ebpf.Variable `ebpf:"send_reset_args"`
 	TokenNs         *ebpf.Variable `ebpf:"token_ns"`

@@ -1,11 +1,11 @@
 package kernel
 
 import (
-	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"strings"
 	"time"
+	"unsafe"
 
 	"tcpcoroner/evidence"
 )
@@ -46,13 +46,13 @@ const (
 
 // parseEvent reads one record of the ring.
 func parseEvent(b []byte) (e bpfEvent, err error) {
-	n, err := binary.Decode(b, binary.LittleEndian, &e)
-	if err != nil {
-		return e, fmt.Errorf("decode event of %d bytes: %w", len(b), err)
+	// Both sides are little-endian, fields are whole numbers, and there are no holes
+	// between them (TestEventHasNoHoles): the record is the structure.
+	to := unsafe.Slice((*byte)(unsafe.Pointer(&e)), unsafe.Sizeof(e))
+	if len(b) != len(to) {
+		return e, fmt.Errorf("decode event of %d bytes: want %d", len(b), len(to))
 	}
-	if n != len(b) {
-		return e, fmt.Errorf("decode event of %d bytes: want %d", len(b), n)
-	}
+	copy(to, b)
 	if e.Kind == 0 || int(e.Kind) >= len(kindNames) {
 		return e, fmt.Errorf("decode event: kind %d is not known", e.Kind)
 	}
@@ -64,7 +64,6 @@ type decoder struct {
 	resets, drops map[uint32]string
 	clock         *clock
 	hz            uint64
-	symbols       *symbols
 }
 
 // event tells a record in the words of evidence. Owners have no more than the
@@ -74,11 +73,8 @@ func (d *decoder) event(r *bpfEvent) evidence.KernelEvent {
 		Kind: kindNames[r.Kind], Time: d.clock.time(r.Time), NetNS: uint64(r.Tuple.Netns), Cookie: r.Cookie,
 		Local: endpoint(r.Tuple.Laddr, r.Tuple.Lport), Remote: endpoint(r.Tuple.Raddr, r.Tuple.Rport),
 		Reason: d.reason(r.Kind, r.Reason), State: stateNames.name(r.State),
-		Owner: d.owner(r.Owner), Via: viaNames.name(r.Owner.Via), LastListener: d.owner(r.Listener),
+		Owner: d.owner(r.Owner), Via: via(r.Owner), LastListener: d.owner(r.Listener),
 		Trigger: trigger(r), Grave: d.grave(&r.Grave),
-	}
-	if r.Location != 0 {
-		e.Location = d.symbols.name(r.Location)
 	}
 	if r.Sock != 0 {
 		d.socket(&e, r)
@@ -128,7 +124,7 @@ func believable(r *bpfEvent, reason string) bool {
 	case kindNames[r.Kind] != evidence.ResetSent || r.Sock == 0 || r.Seg.How&segmentHere != 0:
 		return false
 	case r.Actor.Pid == 0 || r.Kthread != 0:
-		return false // idle, or a worker that closes for somebody
+		return false // idle, in another PID namespace, or a worker that closes for somebody
 	case r.State != stateClose:
 		return reason == "TCP_STATE"
 	case r.Orphan != 0 && (reason == "TCP_STATE" || reason == "" || reason == "NOT_SPECIFIED"):
@@ -155,12 +151,23 @@ func (d *decoder) reason(kind uint8, n uint32) string {
 	return fmt.Sprint(n)
 }
 
+// owned tells whether the record has an owner that can be named: one outside of the
+// recorder's PID namespace has no number there.
+func owned(r bpfOwner) bool { return r.Via != 0 && r.Pid != 0 }
+
 // owner is nil where the record has none.
 func (d *decoder) owner(r bpfOwner) *evidence.Owner {
-	if r.Via == 0 {
+	if !owned(r) {
 		return nil
 	}
 	return d.process(r)
+}
+
+func via(r bpfOwner) string {
+	if !owned(r) {
+		return ""
+	}
+	return viaNames.name(r.Via)
 }
 
 func (d *decoder) process(r bpfOwner) *evidence.Owner {
@@ -172,7 +179,7 @@ func (d *decoder) grave(g *bpfGrave) *evidence.Grave {
 		return nil
 	}
 	return &evidence.Grave{
-		Owner: d.owner(g.Owner), Via: viaNames.name(g.Owner.Via), Died: d.clock.time(g.Died), Cookie: g.Cookie,
+		Owner: d.owner(g.Owner), Via: via(g.Owner), Died: d.clock.time(g.Died), Cookie: g.Cookie,
 		Errno: int(g.Err), State: stateNames.name(uint8(min(g.State, 255))), Unread: g.Unread, Unacked: g.Unacked,
 	}
 }

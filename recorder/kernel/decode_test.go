@@ -21,7 +21,7 @@ func testDecoder() *decoder {
 		resets: map[uint32]string{0: "NOT_SPECIFIED", 1: "NO_SOCKET", 11: "TCP_ABORT_ON_CLOSE", 14: "TCP_STATE"},
 		drops:  map[uint32]string{12: "NETFILTER_DROP"},
 		clock:  newClock(func() (int64, int64, int64) { return 0, at.UnixNano(), 0 }),
-		hz:     250, symbols: newSymbols("testdata/none"),
+		hz:     250,
 	}
 }
 
@@ -77,11 +77,7 @@ func TestEvent(t *testing.T) {
 		}},
 	} {
 		t.Run(what, func(t *testing.T) {
-			var b bytes.Buffer
-			if err := binary.Write(&b, binary.LittleEndian, tt.record); err != nil {
-				t.Fatal(err)
-			}
-			r, err := parseEvent(b.Bytes())
+			r, err := parseEvent(sample(t, &tt.record))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -90,6 +86,52 @@ func TestEvent(t *testing.T) {
 				t.Errorf("(-want +got)\n%s", diff)
 			}
 		})
+	}
+}
+
+// sample is a record as the ring has it.
+func sample(t testing.TB, r *bpfEvent) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	if err := binary.Write(&b, binary.LittleEndian, r); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// parseEvent reads what a reading field by field would.
+func TestEventHasNoHoles(t *testing.T) {
+	b := make([]byte, binary.Size(bpfEvent{}))
+	for i := range b {
+		b[i] = byte(i*7 + i>>8)
+	}
+	b[bytes.IndexByte(sample(t, &bpfEvent{Kind: 1}), 1)] = 1
+	var want bpfEvent
+	if _, err := binary.Decode(b, binary.LittleEndian, &want); err != nil {
+		t.Fatal(err)
+	}
+	got, err := parseEvent(b)
+	if err != nil || got != want {
+		t.Errorf("%+v, %v, want %+v", got, err, want)
+	}
+}
+
+func BenchmarkParseEvent(b *testing.B) {
+	r := killedUnread()
+	raw := sample(b, &r)
+	for b.Loop() {
+		if _, err := parseEvent(raw); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// A process outside of the recorder's PID namespace has no number and is not named.
+func TestProcessOfAnotherPIDNamespace(t *testing.T) {
+	r := killedUnread()
+	r.Owner.Pid, r.Actor.Pid = 0, 0
+	if e := testDecoder().event(&r); e.Owner != nil || e.Via != "" || e.Actor != nil {
+		t.Errorf("owner %+v by %q, actor %+v", e.Owner, e.Via, e.Actor)
 	}
 }
 
@@ -123,11 +165,7 @@ func TestParseEventRefuses(t *testing.T) {
 
 func FuzzParseEvent(f *testing.F) {
 	for _, r := range []bpfEvent{killedUnread(), refused()} {
-		var b bytes.Buffer
-		if err := binary.Write(&b, binary.LittleEndian, r); err != nil {
-			f.Fatal(err)
-		}
-		f.Add(b.Bytes())
+		f.Add(sample(f, &r))
 	}
 	d := testDecoder()
 	f.Fuzz(func(t *testing.T, b []byte) {

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 	"testing"
+	"time"
 
 	"tcpcoroner/evidence"
 	"tcpcoroner/internal/netlab"
@@ -30,9 +31,12 @@ func TestDrops(t *testing.T) {
 			}
 			l := newLab(t, k)
 			l.play(t, name)
-			got := l.atLeast(t, 1, want.reason, func(e *evidence.KernelEvent) bool {
+			fit := func(e *evidence.KernelEvent) bool {
 				return e.Kind == evidence.SegmentDropped && e.Reason == want.reason && e.Trigger.Flags.Has(want.flags)
-			})
+			}
+			l.atLeast(t, 1, want.reason, fit)
+			k.Locate(l.since, time.Now())
+			got := l.atLeast(t, 1, want.reason, fit)
 			if e := got[0]; e.Location == "" || name == "reject-output" != e.Trigger.Outgoing {
 				t.Errorf("location and direction are to be known:%s", list(got))
 			}

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"iter"
 	"slices"
 	"sync"
 	"time"
@@ -15,24 +16,31 @@ const phantomTime = 5 * time.Millisecond
 // lookBack is how many events may lie between a phantom and what unmasks it.
 const lookBack = 64
 
+// record is an event and the address that its location is to be looked up by, 0 if
+// none. Addresses of the kernel stay here: who knows one knows where all is.
+type record struct {
+	evidence.KernelEvent
+	location uint64
+}
+
 // keeper holds the latest events, bounded by number and age.
 type keeper struct {
 	max int
 	age time.Duration
 
 	mu       sync.Mutex
-	list     []evidence.KernelEvent // in the order of arrival
+	list     []record // in the order of arrival
 	counts   []evidence.KernelSuppressed
 	phantoms uint64
 	evicted  uint64
 	bad      uint64
 }
 
-// add keeps e, and takes back the received reset that e shows to be none.
-func (k *keeper) add(e evidence.KernelEvent) {
+// add keeps r, and takes back the received reset that r shows to be none.
+func (k *keeper) add(r record) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if i := phantom(k.list, &e); i >= 0 {
+	if i := phantom(k.list, &r.KernelEvent); i >= 0 {
 		k.list = slices.Delete(k.list, i, i+1)
 		k.phantoms++
 	}
@@ -40,14 +48,14 @@ func (k *keeper) add(e evidence.KernelEvent) {
 		k.drop(1)
 		k.evicted++
 	}
-	k.list = append(k.list, e)
+	k.list = append(k.list, r)
 }
 
 // phantom finds the received reset that was none: for data that comes after
 // shutdown(SHUT_RD) or close, tcp_rcv_state_process() calls tcp_reset() on its own
 // socket, and then answers the segment by a reset. One that was received leaves no
 // socket that could do so.
-func phantom(list []evidence.KernelEvent, e *evidence.KernelEvent) int {
+func phantom(list []record, e *evidence.KernelEvent) int {
 	if e.Kind != evidence.ResetSent || e.Trigger == nil || e.Cookie == 0 {
 		return -1
 	}
@@ -97,16 +105,41 @@ func (k *keeper) undecodable() {
 	k.bad++
 }
 
-func (k *keeper) events(from, to time.Time) (some []evidence.KernelEvent) {
-	k.mu.Lock()
-	for i := range k.list {
-		if t := k.list[i].Time; !t.Before(from) && !t.After(to) {
-			some = append(some, k.list[i])
+// between are the records from from to to, in the order of arrival, while k.mu is held.
+func (k *keeper) between(from, to time.Time) iter.Seq[*record] {
+	return func(yield func(*record) bool) {
+		for i := range k.list {
+			if t := k.list[i].Time; !t.Before(from) && !t.After(to) && !yield(&k.list[i]) {
+				return
+			}
 		}
+	}
+}
+
+func (k *keeper) events(from, to time.Time, name func(uint64) string) (some []evidence.KernelEvent) {
+	k.mu.Lock()
+	for r := range k.between(from, to) {
+		e := r.KernelEvent
+		if r.location != 0 {
+			e.Location = name(r.location)
+		}
+		some = append(some, e)
 	}
 	k.mu.Unlock()
 	// Two CPUs write to one ring: they may overtake each other by microseconds.
 	slices.SortStableFunc(some, func(a, b evidence.KernelEvent) int { return a.Time.Compare(b.Time) })
+	return some
+}
+
+// locations are the addresses of events, each as often as it occurs.
+func (k *keeper) locations(from, to time.Time) (some []uint64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for r := range k.between(from, to) {
+		if r.location != 0 {
+			some = append(some, r.location)
+		}
+	}
 	return some
 }
 

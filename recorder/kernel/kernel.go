@@ -78,6 +78,8 @@ type Kernel struct {
 	procs *processes
 	dec   decoder
 	kept  keeper
+	// symbols names what Locate was asked for.
+	symbols *symbols
 	// drained and counts are what drain reads at once.
 	drained [256]bpfSuppressedKey
 	counts  [256]uint64
@@ -109,7 +111,8 @@ func Open(cfg Config) (*Kernel, error) {
 	}
 	k := &Kernel{cfg: cfg, clock: newClock(readClocks), procs: newProcesses(cfg.ProcRoot, cfg.CgroupRoot)}
 	k.kept = keeper{max: cfg.MaxEvents, age: cfg.Keep}
-	k.dec = decoder{clock: k.clock, hz: ticksPerSecond(), symbols: newSymbols(cfg.ProcRoot)}
+	k.dec = decoder{clock: k.clock, hz: ticksPerSecond()}
+	k.symbols = newSymbols(cfg.ProcRoot)
 	if cfg.Level == evidence.LevelPackets {
 		return k, nil
 	}
@@ -195,7 +198,7 @@ func (k *Kernel) take(sample []byte) {
 		k.procs.fill(e.Grave.Owner, raw.Grave.Owner)
 	}
 	e.SocketCgroup = k.procs.cgroup(raw.Cgroup)
-	k.kept.add(e)
+	k.kept.add(record{e, raw.Location})
 }
 
 // tick is the work of each second.
@@ -224,9 +227,16 @@ func (k *Kernel) drain(now time.Time) {
 	}
 }
 
-// Events returns the kept events from from to to, in the order of time. The slice
-// is the caller's; the owners in it are shared and must not be written.
-func (k *Kernel) Events(from, to time.Time) []evidence.KernelEvent { return k.kept.events(from, to) }
+// Events returns the kept events from from to to, in the order of time. Locations are
+// those that Locate has looked up. The slice is the caller's; the owners in it are
+// shared and must not be written.
+func (k *Kernel) Events(from, to time.Time) []evidence.KernelEvent {
+	return k.kept.events(from, to, k.symbols.name)
+}
+
+// Locate looks up the functions that dropped the segments of the kept events from
+// from to to, for Events to tell. It takes some 100 ms if a place is new.
+func (k *Kernel) Locate(from, to time.Time) { k.symbols.lookUp(k.kept.locations(from, to)) }
 
 // Suppressed returns the counts of events that were not described, of the seconds
 // that touch from to to. The slice is the caller's.
@@ -238,7 +248,7 @@ func (k *Kernel) Suppressed(from, to time.Time) []evidence.KernelSuppressed {
 // that of SO_COOKIE and of inet_diag.
 func (k *Kernel) OwnerByCookie(cookie uint64) (owner evidence.Owner, via string, ok bool) {
 	raw, ok := k.lookUp(cookie)
-	if !ok {
+	if !ok || !owned(raw) {
 		return evidence.Owner{}, "", false
 	}
 	o := k.dec.owner(raw)

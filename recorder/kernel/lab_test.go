@@ -24,11 +24,12 @@ func TestMain(m *testing.M) {
 	unprivileged()
 	listening()
 	holding()
+	numbering()
 	os.Exit(m.Run())
 }
 
 // patience bounds every wait.
-const patience = 5 * time.Second
+const patience = 20 * time.Second
 
 // open opens a Kernel that runs until the test ends.
 func open(t testing.TB, cfg Config) *Kernel {

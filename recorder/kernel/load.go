@@ -116,6 +116,7 @@ func (k *Kernel) configure() error {
 		bpfVarKfreeSkbArgs:  uint8(k.state.dropArgs),
 		bpfVarDropWant:      dropsWanted(k.dec.drops, false),
 		bpfVarPlotSeed:      rand.Uint64(),
+		bpfVarPidNamespace:  pidNamespace(k.cfg.ProcRoot),
 		bpfVarTokenNs:       token,
 		bpfVarBucketNs:      token * uint64(k.cfg.Burst),
 	} {

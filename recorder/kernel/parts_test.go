@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -86,8 +87,8 @@ func TestPhantoms(t *testing.T) {
 		"by the process":    {event(evidence.ResetReceived, 5, "fin_wait_2", 90*us), active, 2},
 	} {
 		k := keeper{max: 10, age: time.Hour}
-		k.add(tt.first)
-		k.add(tt.then)
+		k.add(record{KernelEvent: tt.first})
+		k.add(record{KernelEvent: tt.then})
 		if len(k.list) != tt.kept || int(k.phantoms) != 2-tt.kept {
 			t.Errorf("%s: %d events kept, want %d", what, len(k.list), tt.kept)
 		}
@@ -97,13 +98,13 @@ func TestPhantoms(t *testing.T) {
 func TestKeeperIsBounded(t *testing.T) {
 	k := keeper{max: 3, age: 10 * time.Second}
 	for i := range 5 {
-		k.add(event(evidence.SocketError, uint64(i), "", int64(i)*int64(time.Second)))
+		k.add(record{KernelEvent: event(evidence.SocketError, uint64(i), "", int64(i)*int64(time.Second))})
 		k.suppress(evidence.KernelSuppressed{Count: uint64(i), From: time.Unix(int64(i), 0), To: time.Unix(int64(i+1), 0)})
 	}
 	if len(k.list) != 3 || k.evicted != 4 || len(k.counts) > 3 {
 		t.Errorf("%d events, %d evicted, %d counts", len(k.list), k.evicted, len(k.counts))
 	}
-	if got := k.events(time.Unix(3, 0), time.Unix(4, 0)); len(got) != 2 || got[0].Cookie != 3 {
+	if got := k.events(time.Unix(3, 0), time.Unix(4, 0), nil); len(got) != 2 || got[0].Cookie != 3 {
 		t.Errorf("events from 3 to 4: %+v", got)
 	}
 	if got := k.uncounted(time.Unix(4, 5e8), time.Unix(9, 0)); len(got) != 1 || got[0].Count != 4 {
@@ -118,9 +119,9 @@ func TestKeeperIsBounded(t *testing.T) {
 func TestEventsAreInOrder(t *testing.T) {
 	k := keeper{max: 3, age: time.Hour}
 	for _, n := range []int64{2, 1, 3} {
-		k.add(event(evidence.SocketError, uint64(n), "", n))
+		k.add(record{KernelEvent: event(evidence.SocketError, uint64(n), "", n)})
 	}
-	for i, e := range k.events(time.Time{}, time.Unix(1, 0)) {
+	for i, e := range k.events(time.Time{}, time.Unix(1, 0), nil) {
 		if e.Cookie != uint64(i+1) {
 			t.Errorf("event %d is number %d", e.Cookie, i)
 		}
@@ -166,7 +167,7 @@ func FuzzParseProc(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		parseStart(text)
 		evidence.UnitOf(cgroupOf(text))
-		findSymbol(strings.NewReader(text), 1<<63)
+		findSymbols(strings.NewReader(text), []uint64{1 << 31, 1 << 63})
 	})
 }
 
@@ -177,17 +178,54 @@ func TestFindSymbol(t *testing.T) {
 		"ffffffff81000180 d data\n" +
 		"ffffffffc0000000 t nft_do_chain\t[nf_tables]\n" +
 		"short\n"
-	for addr, want := range map[uint64]string{
-		0xffffffff81000000: "first", 0xffffffff810001ff: "first", 0xffffffff81000200: "second",
-		0xffffffffc0000010: "nft_do_chain", 0xffffffff80000000: "",
-	} {
-		if got := findSymbol(strings.NewReader(text), addr); got != want {
-			t.Errorf("%#x is in %q, want %q", addr, got, want)
-		}
+	addrs := []uint64{0xffffffff80000000, 0xffffffff81000000, 0xffffffff810001ff, 0xffffffff81000200, 0xffffffff81000300, 0xffffffffc0000010}
+	want := []string{"", "first", "first", "second", "second", "nft_do_chain"}
+	if diff := cmp.Diff(want, findSymbols(strings.NewReader(text), addrs)); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
 	}
 	hidden := "0000000000000000 T first\n0000000000000000 t second\n"
-	if got := findSymbol(strings.NewReader(hidden), 0xffffffff81000000); got != "" {
+	if got := findSymbols(strings.NewReader(hidden), addrs[1:2]); got[0] != "" {
 		t.Errorf("kptr_restrict hides addresses, but got %q", got)
+	}
+}
+
+// The kernel's symbols are read when somebody wants a name, and not for an event.
+func TestLocate(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.Level, cfg.ProcRoot = evidence.LevelPackets, t.TempDir()
+	k, err := Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	file := filepath.Join(cfg.ProcRoot, "kallsyms")
+	if err := unix.Mkfifo(file, 0o600); err != nil { // who reads it waits for ever
+		t.Fatal(err)
+	}
+	for _, location := range []uint64{0xffffffff81000010, 0xffffffff81000020, 0xffffffff82000000} {
+		r := bpfEvent{Kind: 4, Time: 1, Location: location}
+		k.take(sample(t, &r))
+	}
+	from, to := time.Time{}, time.Now().Add(time.Hour)
+	located := func() (names []string) {
+		for _, e := range k.Events(from, to) {
+			names = append(names, e.Location)
+		}
+		return names
+	}
+	if diff := cmp.Diff([]string{"", "", ""}, located()); diff != "" {
+		t.Errorf("before it is asked for (-want +got)\n%s", diff)
+	}
+	const text = "ffffffff81000000 T tcp_v4_rcv\nffffffff82000000 t nf_hook_slow\n"
+	if err := errors.Join(os.Remove(file), os.WriteFile(file, []byte(text), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time nothing is read
+		k.Locate(from, to)
+		if diff := cmp.Diff([]string{"tcp_v4_rcv", "tcp_v4_rcv", "nf_hook_slow"}, located()); diff != "" {
+			t.Errorf("(-want +got)\n%s", diff)
+		}
+		_ = os.Remove(file)
 	}
 }
 

@@ -62,6 +62,20 @@ func version2(root string) string {
 	return ""
 }
 
+// initialPIDs is the inode number of the initial PID namespace, PROC_PID_INIT_INO
+// of include/linux/proc_ns.h.
+const initialPIDs = 0xEFFFFFFC
+
+// pidNamespace is the inode number of the recorder's PID namespace; 0 for the
+// initial one, which is the only one where there is no such file.
+func pidNamespace(proc string) uint32 {
+	var st syscall.Stat_t
+	if syscall.Stat(filepath.Join(proc, "self/ns/pid"), &st) != nil || st.Ino == initialPIDs {
+		return 0
+	}
+	return uint32(st.Ino)
+}
+
 // fill adds executable, cgroup and unit to o, which may be nil or be of another
 // record: then r is empty.
 func (p *processes) fill(o *evidence.Owner, r bpfOwner) {

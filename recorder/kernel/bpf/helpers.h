@@ -58,5 +58,8 @@ static long (*bpf_get_func_ret)(void *ctx, u64 *value) = (void *)184;
 /* HAS tells whether this kernel's structure has the field (BPF_FIELD_EXISTS). */
 #define HAS(p, field) __builtin_preserve_field_info((p)->field, 2)
 
+/* SIZE is that of the running kernel's structure (BPF_TYPE_SIZE). */
+#define SIZE(type) __builtin_preserve_type_info(*(type *)0, 1)
+
 #define barrier(x) asm volatile("" : "+r"(x))
 #define ntohs(x) __builtin_bswap16(x)

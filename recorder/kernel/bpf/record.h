@@ -21,7 +21,7 @@
 struct owner {
 	u64 start;  /* start_boottime of the group leader, ns: with pid it names a process for good */
 	u64 cgroup; /* version 2 */
-	u32 pid;    /* of the thread group, in the initial PID namespace */
+	u32 pid;    /* of the thread group, in the recorder's PID namespace; 0: it has none there */
 	u32 tid;
 	u32 uid; /* effective, in the initial user namespace */
 	u8 via;  /* 0: there is no owner here */

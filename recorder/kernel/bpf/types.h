@@ -120,6 +120,20 @@ struct signal_struct {
 	void *oom_mm;
 };
 
+struct pid_namespace {
+	struct ns_common ns;
+};
+
+struct upid {
+	int nr;
+	struct pid_namespace *ns;
+};
+
+struct pid {
+	u32 level;
+	struct upid numbers[1]; /* one for each namespace from the initial one to level */
+};
+
 struct css_set {
 	struct cgroup *dfl_cgrp;
 };
@@ -144,6 +158,7 @@ struct task_struct {
 	int exit_code;
 	u64 start_boottime;
 	struct task_struct *group_leader;
+	struct pid *thread_pid;
 	char comm[16];
 	struct cred *cred;
 	struct signal_struct *signal;
