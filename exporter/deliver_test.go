@@ -255,6 +255,7 @@ func empty(o *memoryOutbox) func() bool {
 func TestDelivers(t *testing.T) {
 	b, o := &backend{}, newOutbox(SignalTraces, SignalLogs)
 	point(t, b.serve(t, ""))
+	t.Setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "30000") // nothing may fail, however busy the machine is
 	e := start(t, testConfig(o))
 	until(t, o, "both signals sent", empty(o))
 	if len(b.traces) != 1 || len(b.logs) != 1 {

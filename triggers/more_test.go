@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -31,8 +30,13 @@ func (h *host) counters() (evidence.Counters, error) {
 
 func (h *host) listeners() ([]evidence.Socket, error) { return h.sockets, h.err }
 
-func (h *host) serving(lost []netip.AddrPort) ([]netip.AddrPort, error) {
-	return slices.DeleteFunc(lost, func(a netip.AddrPort) bool { return a.Port() == 9 }), nil
+func (h *host) serving(lost []Loss) (had []netip.AddrPort, _ error) {
+	for _, l := range lost {
+		if l.Addr.Port() != 9 {
+			had = append(had, l.Addr)
+		}
+	}
+	return had, nil
 }
 
 func (h *host) limits() (MemoryLimits, error) { return MemoryLimits{Orphans: 1000, Pages: 2000}, h.err }

@@ -43,8 +43,19 @@ func (c RestartsConfig) Validate() error {
 type Restarts struct {
 	cfg       RestartsConfig
 	listeners func() ([]evidence.Socket, error)
-	serving   func([]netip.AddrPort) ([]netip.AddrPort, error)
-	ports     map[netip.AddrPort]*port
+	serving   func([]Loss) ([]netip.AddrPort, error)
+	// ports are those of the last check.
+	ports   map[netip.AddrPort]*port
+	checked time.Time
+}
+
+// Loss is a port that is not what it was.
+type Loss struct {
+	Addr netip.AddrPort
+	// Until is the last check that saw it as it was: what came later may have served
+	// its successor.
+	Until time.Time
+	text  string
 }
 
 // port is one address that is listened on.
@@ -58,9 +69,9 @@ type port struct {
 
 // NewRestarts makes the trigger; listeners lists the listening sockets, at each
 // check, with owners as far as they are known cheaply. serving tells which of some
-// lost ports had connections within RestartsConfig.Recent, and is asked only then:
-// an idle service may go without anybody woken.
-func NewRestarts(cfg RestartsConfig, listeners func() ([]evidence.Socket, error), serving func(lost []netip.AddrPort) ([]netip.AddrPort, error)) *Restarts {
+// lost ports had connections within RestartsConfig.Recent before Loss.Until, and is
+// asked only then: an idle service may go without anybody woken.
+func NewRestarts(cfg RestartsConfig, listeners func() ([]evidence.Socket, error), serving func([]Loss) ([]netip.AddrPort, error)) *Restarts {
 	return &Restarts{cfg: cfg, listeners: listeners, serving: serving, ports: map[netip.AddrPort]*port{}}
 }
 
@@ -78,7 +89,7 @@ func (t *Restarts) Check(now time.Time, _ bool) (Reading, error) {
 	}
 	current := portsOf(sockets, now)
 	lost := t.compare(now, current)
-	t.ports = current
+	t.ports, t.checked = current, now
 	served, err := t.served(lost)
 	if err != nil {
 		return Reading{}, fmt.Errorf("look whether lost ports were serving: %w", err)
@@ -114,17 +125,11 @@ func portsOf(sockets []evidence.Socket, now time.Time) map[netip.AddrPort]*port 
 	return all
 }
 
-// loss is a port that is not what it was.
-type loss struct {
-	addr netip.AddrPort
-	text string
-}
-
 // compare says what was lost, in the order of addresses, and what goes on.
-func (t *Restarts) compare(now time.Time, current map[netip.AddrPort]*port) (lost []loss) {
+func (t *Restarts) compare(now time.Time, current map[netip.AddrPort]*port) (lost []Loss) {
 	for _, addr := range sorted(t.ports) {
 		was, is := t.ports[addr], current[addr]
-		text := ""
+		text, until := "", t.checked
 		switch {
 		case is == nil:
 			text = fmt.Sprintf("nobody listens on %v any more: it was %s", addr, was.owned())
@@ -132,29 +137,25 @@ func (t *Restarts) compare(now time.Time, current map[netip.AddrPort]*port) (los
 			text = fmt.Sprintf("%v was opened anew: it was %s, it is %s", addr, was.owned(), is.owned())
 		case was.replacedBy(is):
 			text = fmt.Sprintf("the process behind %v was replaced: it was %s, it is %s", addr, was.owned(), is.owned())
-			is.since = was.since
+			is.since, until = was.since, was.seen
 		default:
 			is.goesOn(was)
 		}
 		if text != "" && now.Sub(was.since) >= t.cfg.Age {
-			lost = append(lost, loss{addr, text})
+			lost = append(lost, Loss{addr, until, text})
 		}
 	}
 	return lost
 }
 
 // served are the texts of the lost ports that had served.
-func (t *Restarts) served(lost []loss) (texts []string, err error) {
+func (t *Restarts) served(lost []Loss) (texts []string, err error) {
 	if len(lost) == 0 {
 		return nil, nil
 	}
-	addrs := make([]netip.AddrPort, len(lost))
-	for i := range lost {
-		addrs[i] = lost[i].addr
-	}
-	had, err := t.serving(addrs)
+	had, err := t.serving(lost)
 	for _, l := range lost {
-		if slices.Contains(had, l.addr) {
+		if slices.Contains(had, l.Addr) {
 			texts = append(texts, l.text)
 		}
 	}

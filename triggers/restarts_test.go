@@ -14,6 +14,7 @@ import (
 type deploy struct {
 	sockets []evidence.Socket
 	asked   int
+	until   time.Time // as told when asked
 	err     error
 }
 
@@ -26,9 +27,12 @@ func (d *deploy) listeners() ([]evidence.Socket, error) {
 	return append([]evidence.Socket(nil), d.sockets...), nil
 }
 
-func (d *deploy) serving(lost []netip.AddrPort) ([]netip.AddrPort, error) {
+func (d *deploy) serving(lost []Loss) (had []netip.AddrPort, _ error) {
 	d.asked++
-	return lost, d.err
+	for _, l := range lost {
+		had, d.until = append(had, l.Addr), l.Until
+	}
+	return had, d.err
 }
 
 // own has the socket held by a process that started at a second; 0 is nobody known.
@@ -44,13 +48,14 @@ func TestRestartsOfAUnit(t *testing.T) {
 		name   string
 		each   func(d *deploy, sec int)
 		fired  int // the second, 0 is never
+		until  int // the last second in which it was as before
 		reason string
 	}{
 		{"killed", func(d *deploy, sec int) {
 			if sec == 100 {
 				d.sockets = nil
 			}
-		}, 100, "nobody listens on 192.0.2.1:443 any more: it was web.service (pid 10 web)"},
+		}, 100, 99, "nobody listens on 192.0.2.1:443 any more: it was web.service (pid 10 web)"},
 		{"its socket was kept by the service manager", func(d *deploy, sec int) {
 			switch sec {
 			case 100:
@@ -58,27 +63,33 @@ func TestRestartsOfAUnit(t *testing.T) {
 			case 103:
 				d.own(11, 101)
 			}
-		}, 103, "the process behind 192.0.2.1:443 was replaced: it was web.service (pid 10 web), it is web.service (pid 11 web)"},
+		}, 103, 99, "the process behind 192.0.2.1:443 was replaced: it was web.service (pid 10 web), it is web.service (pid 11 web)"},
+		{"opened anew", func(d *deploy, sec int) {
+			if sec == 100 {
+				d.sockets[0].Inode = 2
+				d.own(11, 100)
+			}
+		}, 100, 99, "192.0.2.1:443 was opened anew: it was web.service (pid 10 web), it is web.service (pid 11 web)"},
 		{"the successor was given the socket", func(d *deploy, sec int) {
 			if sec == 100 {
 				d.own(11, 90)
 			}
-		}, 0, ""},
+		}, 0, 0, ""},
 		{"the same number, another process", func(d *deploy, sec int) {
 			if sec == 100 {
 				d.own(10, 99)
 			}
-		}, 100, "the process behind 192.0.2.1:443 was replaced: it was web.service (pid 10 web), it is web.service (pid 10 web)"},
+		}, 100, 99, "the process behind 192.0.2.1:443 was replaced: it was web.service (pid 10 web), it is web.service (pid 10 web)"},
 		{"nobody is known any more", func(d *deploy, sec int) {
 			if sec == 100 {
 				d.own(0, 0)
 			}
-		}, 0, ""},
+		}, 0, 0, ""},
 		{"young", func(d *deploy, sec int) {
 			if sec == 59 {
 				d.own(11, 59)
 			}
-		}, 0, ""},
+		}, 0, 0, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			d := newDeploy()
@@ -98,6 +109,8 @@ func TestRestartsOfAUnit(t *testing.T) {
 			}
 			if asked := min(tt.fired, 1); d.asked != asked {
 				t.Errorf("asked %d times who served, want %d", d.asked, asked)
+			} else if asked == 1 && !d.until.Equal(at(tt.until)) {
+				t.Errorf("asked who served until %v, want %v", d.until, at(tt.until))
 			}
 		})
 	}

@@ -144,9 +144,9 @@ func stateLost(c *caseFile, s *story) bool {
 			"its address translation or tracking state is gone"+c.silenceBefore(s))
 		return true
 	}
-	if role, ok := c.role(s.rst.Src.Addr()); cl.Origin.Local() && (ok && role == evidence.Network || !ok && (s.continued || s.routed() || c.translates())) {
+	if sure := c.mappingLost(s); sure != "" {
 		cl.Mechanism = evidence.MechanismStateLostNAT
-		o.blame(evidence.Network, cl.Confidence.AtMost(evidence.Likely), evidence.CauseStateLost, cl.Confidence.AtMost(evidence.Likely),
+		o.blame(evidence.Network, cl.Confidence.AtMost(sure), evidence.CauseStateLost, cl.Confidence.AtMost(sure),
 			"this host translates addresses, and its mapping for the segment is gone"+c.silenceBefore(s))
 		return true
 	}
@@ -168,6 +168,21 @@ func stateLost(c *caseFile, s *story) bool {
 	}
 	o.blame(p, pc.AtMost(limit), evidence.CauseStateLost, limit, "it forgot the connection: restart of the host, failover, or a RST that only it saw"+c.silenceBefore(s))
 	return true
+}
+
+// mappingLost is how sure it is that this host answered for a connection whose
+// addresses it had translated; empty if nothing says so.
+func (c *caseFile) mappingLost(s *story) evidence.Confidence {
+	role, known := c.role(s.rst.Src.Addr())
+	switch {
+	case !s.opinion.claim.Origin.Local() || known && role != evidence.Network:
+		return ""
+	case known, s.continued, s.routed(), c.translates():
+		return evidence.Likely
+	case c.translatesByRule(s) && c.neverHere(s):
+		return evidence.Possible
+	}
+	return ""
 }
 
 // routed tells whether the segments under the RST's source address had come through
@@ -307,15 +322,42 @@ func earlyAnswer(c *caseFile, s *story) bool {
 	return true
 }
 
-// turnedAway: the server accepted the connection and dropped it before any request.
+// turnedAway: the server accepted the connection and dropped it before any request,
+// or so soon after it that there was hardly more to it than its arrival.
 func turnedAway(c *caseFile, s *story) bool {
 	d := &s.closing
 	if d.at == nil || d.at != s.rst || d.by.addr != s.flow.Server || s.flow.ServerBytes > 0 || d.age > turnedAwayWithin || s.flow.ClientBytes > 0 && d.age > atOnce {
 		return false
 	}
 	s.opinion.add(packetFact("", fmt.Sprintf("the server accepted the connection and reset it after %s without a word", seconds(d.age)), s.segments[0], s.rst))
-	c.decided(s, "before it read a request: perhaps an access rule or a limit", evidence.CausePolicy, evidence.Possible)
+	when := "before it read a request"
+	if first := s.received(); first != nil {
+		when = fmt.Sprintf("%s after the client's first data", seconds(s.rst.Time.Sub(first.Time)))
+	}
+	c.decided(s, when+": perhaps an access rule or a limit", evidence.CausePolicy, evidence.Possible)
 	return true
+}
+
+// received is the first data of the RST's receiver that the sender had acknowledged,
+// with the RST at last, and may have read; nil if there is none. What was unread was
+// acknowledged, too.
+func (s *story) received() *seen {
+	if s.event != nil && s.event.Unread > 0 || s.opinion.claim.Mechanism == evidence.MechanismUnread {
+		return nil
+	}
+	acked, known := s.sender.acked, s.sender.hasAcked
+	if s.rst.Flags.Has(evidence.ACK) {
+		acked, known = s.rst.Ack, true
+	}
+	for _, n := range s.segments {
+		if n == s.rst || !known {
+			return nil
+		}
+		if n.Src == s.other.addr && n.PayloadBytes > 0 && !after(n.Seq+n.PayloadBytes, acked) {
+			return n
+		}
+	}
+	return nil
 }
 
 // tlsPorts are those of TLS in the registry of service names (RFC 6335), and 8443.

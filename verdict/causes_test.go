@@ -81,6 +81,47 @@ func TestLegs(t *testing.T) {
 	}
 }
 
+// TestStalledUpload: a proxy that gives up a client which fell silent in the middle of
+// its request gives up the upstream, too, which waits for the rest.
+func TestStalledUpload(t *testing.T) {
+	out := evidence.Sent
+	gone := pkt{ms: 1004.8, src: pooled, dst: backend, flags: evidence.FIN | evidence.ACK, seq: 151, ack: 501, dir: out, id: 4}
+	upload := func(ms float64) []pkt {
+		return append(served(true, pkt{ms: ms, src: server, dst: client, flags: rstAck, seq: 501, ack: 151, dir: out, id: 8}), upstream(4, gone)...)
+	}
+	answered := append(upload(1005), pkt{ms: 1004.9, src: server, dst: client, flags: evidence.ACK | evidence.PSH, seq: 501, ack: 151, payload: 90, dir: out, id: 8})
+	line := evidence.LogLine{Time: atMS(1005), Source: evidence.LogNginxError, Reason: evidence.ReasonClientTimeout, Phase: evidence.PhaseRequest, Client: client, Text: "client timed out"}
+	tests := []struct {
+		name    string
+		packets []pkt
+		logs    []evidence.LogLine
+		related bool
+		sure    evidence.Confidence
+	}{
+		{"both at once", upload(1005), nil, true, evidence.Possible},
+		{"both at once, and the log says why", upload(1005), []evidence.LogLine{line}, true, evidence.Likely},
+		{"the client is reset long after", upload(3000), nil, false, ""},
+		{"the client was told", answered, nil, false, ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			j := Judge(&evidence.Incident{Window: window(tt.packets...), Roles: roles, Logs: tt.logs})
+			for _, f := range j.Flows {
+				c := f.Verdict.Claim()
+				if f.Server != backend {
+					continue
+				}
+				if (f.Related != "") != tt.related || tt.related && (c.Party != evidence.Proxy || c.CauseConfidence != tt.sure || strings.Contains(c.Sentence, "did not answer")) {
+					t.Errorf("related %q, party %s, cause %s %s: %s", f.Related, c.Party, c.Cause, c.CauseConfidence, c.Sentence)
+				}
+			}
+			if c := j.Verdict.Claim(); len(j.Flows) != 2 || tt.related && (c.Party != evidence.Proxy || strings.Contains(c.Sentence, "did not answer")) {
+				t.Errorf("%d flows, party %s: %s", len(j.Flows), c.Party, c.Sentence)
+			}
+		})
+	}
+}
+
 // TestLegsAcrossNamespaces: the proxy's two connections belong together also if the
 // backend's own namespace tells the end of one of them.
 func TestLegsAcrossNamespaces(t *testing.T) {
@@ -237,6 +278,34 @@ func TestShapes(t *testing.T) {
 			c := one(t, &evidence.Incident{Window: window(tt.packets...)}).Verdict.Claim()
 			if c.Cause != tt.cause || c.Party != tt.party || c.Benign != tt.benign {
 				t.Errorf("%s, party %s, benign %v, want %s, %s: %s", c.Cause, c.Party, c.Benign, tt.cause, tt.party, c.Sentence)
+			}
+		})
+	}
+}
+
+// TestTurnedAway: what is said of a request depends on whether it had arrived.
+func TestTurnedAway(t *testing.T) {
+	psh := evidence.ACK | evidence.PSH
+	asks := pkt{ms: 2.1, src: client, dst: server, flags: psh, seq: 101, ack: 501, payload: 50, dir: evidence.Received, id: 3}
+	resets := func(ack uint32) pkt {
+		return pkt{ms: 2.9, src: server, dst: client, flags: rstAck, seq: 501, ack: ack, dir: evidence.Sent, id: 8}
+	}
+	unread := sentEvent(func(e *evidence.KernelEvent) { e.Time, e.Unread, e.Reason = atMS(2.9), 50, "TCP_ABORT_ON_CLOSE" })
+	tests := []struct {
+		name string
+		inc  *evidence.Incident
+		want string
+	}{
+		{"no request", &evidence.Incident{Window: window(handshake(resets(101))...)}, "before it read a request"},
+		{"the request crossed the RST", &evidence.Incident{Window: window(handshake(asks, resets(101))...)}, "before it read a request"},
+		{"the request was acknowledged", &evidence.Incident{Window: window(handshake(asks, resets(151))...)}, "0.8 ms after the client's first data"},
+		{"the request was acknowledged and not read", told(handshake(asks, resets(151)), unread), "before it read a request"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			c := one(t, tt.inc).Verdict.Claim()
+			if c.Cause != evidence.CausePolicy || !strings.Contains(c.Sentence, tt.want) {
+				t.Errorf("%s: %s, want %q", c.Cause, c.Sentence, tt.want)
 			}
 		})
 	}

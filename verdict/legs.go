@@ -41,17 +41,48 @@ func (s *story) gave() (time.Time, bool) {
 // same proxy that had just been ended from afar. Both are looked at from the
 // proxy's namespace, wherever their stories are told from.
 func (c *caseFile) findLegs() {
-	var broken []leg
+	var broken, stalled []leg
 	c.everyView(func(v, s *story) {
 		if _, ok := v.broke(); ok {
 			broken = append(broken, leg{v, s})
+		}
+		if v.stalled() {
+			stalled = append(stalled, leg{v, s})
 		}
 	})
 	c.everyView(func(v, s *story) {
 		if _, ok := v.gave(); ok && s.leg == nil {
 			s.leg = legOf(leg{v, s}, broken)
 		}
+		if s.leg == nil && v.forsaken() {
+			s.leg = stalledLeg(leg{v, s}, stalled)
+		}
 	})
+}
+
+// stalled tells whether this host reset a client that had begun to speak and then
+// fell silent, without a word of its own. A proxy that gives up waiting for its
+// upstream has an answer for its client: 504 (RFC 9110 section 15.6.5).
+func (s *story) stalled() bool {
+	d := &s.closing
+	return s.rst != nil && d.at == s.rst && d.by.addr == s.flow.Server && s.flow.Local == s.flow.Server &&
+		s.flow.ClientBytes > 0 && s.flow.ServerBytes == 0 && d.idle >= leastTimer
+}
+
+// stalledLeg finds the stalled flow that this host reset when it gave up what it had
+// asked in its name: both had been silent for as long.
+func stalledLeg(l leg, stalled []leg) (best *story) {
+	s, bestAway := l.view, legWithin
+	for _, other := range stalled {
+		o := other.view
+		away := s.closing.at.Time.Sub(o.closing.at.Time).Abs()
+		if other.of == l.of || away > bestAway || !opposite(s, o) || s.closing.by.addr != s.flow.Local ||
+			(s.closing.idle-o.closing.idle).Abs() > legWithin {
+			continue
+		}
+		best, bestAway = other.of, away
+	}
+	return best
 }
 
 // leg is a story, and how the namespace of the proxy tells it.
@@ -96,9 +127,7 @@ func (c *caseFile) followLeg(s *story) {
 	if from.claim.Benign && o.claim.Benign {
 		return
 	}
-	t, _ := s.leg.broke()
-	limit := evidence.Likely
-	text := fmt.Sprintf("a consequence of the other leg %v, which %v had ended %s before", &s.leg.flow, s.leg.far(), seconds(max(s.closing.at.Time.Sub(t), 0)))
+	text, limit := s.consequence()
 	o.add(packetFact("", text, s.closing.at))
 	o.blame(from.claim.Party, from.claim.PartyConfidence.AtMost(limit), from.claim.Cause, from.claim.CauseConfidence.AtMost(limit), text)
 	o.claim.Benign = from.claim.Benign
@@ -106,6 +135,23 @@ func (c *caseFile) followLeg(s *story) {
 	if d := from.claim.Decision; d != nil {
 		o.claim.Decision = d
 	}
+}
+
+// consequence says what the end of the other leg has to do with this one's, and how
+// sure that can be.
+func (s *story) consequence() (string, evidence.Confidence) {
+	if s.leg.stalled() {
+		s.opinion.claim.Sentence = fmt.Sprintf("%v gave up what it had asked of %v", s.flow.Local, s.flow.Server)
+		limit := evidence.Possible // a client may as well wait as stall
+		if l := s.leg.logged; l != nil && l.Reason == evidence.ReasonClientTimeout {
+			limit = evidence.Likely
+		}
+		return fmt.Sprintf("a consequence of the other leg %v, whose client had sent nothing for %s when it was reset",
+			&s.leg.flow, seconds(s.leg.closing.idle)), limit
+	}
+	t, _ := s.leg.broke()
+	return fmt.Sprintf("a consequence of the other leg %v, which %v had ended %s before", &s.leg.flow, s.leg.far(),
+		seconds(max(s.closing.at.Time.Sub(t), 0))), evidence.Likely
 }
 
 // far is who ended the flow.

@@ -144,6 +144,37 @@ func (c *caseFile) translates() bool {
 	return false
 }
 
+// translatesByRule tells whether this host has rules that translate what it routes:
+// a mapping that is lost cannot be found among those that are tracked. Rules alone
+// say little, for hosts of containers have them, too.
+func (c *caseFile) translatesByRule(s *story) bool {
+	if !s.here() {
+		return false
+	}
+	for _, snap := range []*evidence.Snapshot{c.inc.After, c.inc.At} {
+		if snap == nil || snap.Implicated == nil || snap.Implicated.Rules == nil {
+			continue
+		}
+		routes := !slices.ContainsFunc(snap.Implicated.Sysctls, func(y evidence.Sysctl) bool {
+			return y.Name == "net.ipv4.ip_forward" && y.Value == "0" && s.rst.Src.Addr().Is4()
+		})
+		if routes && slices.ContainsFunc(snap.Implicated.Rules.Chains, func(ch evidence.Chain) bool {
+			return ch.Type == "nat" && (ch.Hook == "prerouting" || ch.Hook == "postrouting")
+		}) {
+			return true
+		}
+	}
+	return false
+}
+
+// neverHere tells that the kernel, which remembers sockets that are gone, knows of
+// none at the address that the RST claims to come from.
+func (c *caseFile) neverHere(s *story) bool {
+	e := s.event
+	l, _ := c.listener(s.rst.Src)
+	return e != nil && e.Grave == nil && e.LastListener == nil && e.Owner == nil && l == nil
+}
+
 // translated tells whether the RST's sender is the address of a translator, which
 // answers what it has no mapping for itself.
 func (c *caseFile) translated(s *story) bool {

@@ -184,6 +184,51 @@ func TestTranslationLostHere(t *testing.T) {
 	}
 }
 
+// TestTranslatorByRules: no mapping is tracked any more, but the rules that make them
+// are there, and nothing of this host was ever at the address that answers.
+func TestTranslatorByRules(t *testing.T) {
+	nat := evidence.Chain{Family: "ip", Table: "nat", Name: "post", Type: "nat", Hook: "postrouting"}
+	for name, tt := range map[string]struct {
+		change func(*evidence.Incident, *evidence.Implicated)
+		want   evidence.Mechanism
+	}{
+		"rules that translate": {nil, evidence.MechanismStateLostNAT},
+		"no rules":             {func(_ *evidence.Incident, i *evidence.Implicated) { i.Rules = nil }, evidence.MechanismNoSocket},
+		"rules for what this host sends itself": {func(_ *evidence.Incident, i *evidence.Implicated) {
+			i.Rules.Chains[0].Hook = "output"
+		}, evidence.MechanismNoSocket},
+		"rules that only filter": {func(_ *evidence.Incident, i *evidence.Implicated) {
+			i.Rules.Chains[0].Type = "filter"
+		}, evidence.MechanismNoSocket},
+		"a host that routes nothing": {func(_ *evidence.Incident, i *evidence.Implicated) {
+			i.Sysctls = []evidence.Sysctl{{Name: "net.ipv4.ip_forward", Value: "0"}}
+		}, evidence.MechanismNoSocket},
+		"a socket was there": {func(inc *evidence.Incident, _ *evidence.Implicated) {
+			inc.Kernel[0].Grave = &evidence.Grave{State: "close"}
+		}, evidence.MechanismNoSocket},
+		"a service was there": {func(inc *evidence.Incident, _ *evidence.Implicated) { inc.Kernel[0].LastListener = app }, evidence.MechanismNoSocket},
+		"a service is there": {func(inc *evidence.Incident, _ *evidence.Implicated) {
+			inc.At = &evidence.Snapshot{Sockets: []evidence.Socket{{State: "listen", Local: server, Owner: app}}}
+		}, evidence.MechanismNoSocket},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := sentEvent(func(e *evidence.KernelEvent) {
+				e.Reason, e.State, e.Trigger, e.Owner, e.Actor, e.HasNumbers = "NO_SOCKET", "", strayACK, nil, nil, false
+			})
+			inc := told([]pkt{request, passiveRST}, e)
+			implicated := &evidence.Implicated{Rules: &evidence.Ruleset{Chains: []evidence.Chain{nat}}}
+			inc.After = &evidence.Snapshot{Implicated: implicated}
+			if tt.change != nil {
+				tt.change(inc, implicated)
+			}
+			c := one(t, inc).Verdict.Claim()
+			if lost := c.Party == evidence.Network; c.Mechanism != tt.want || lost != (tt.want == evidence.MechanismStateLostNAT) || lost && c.PartyConfidence != evidence.Possible {
+				t.Errorf("%s, party %s %s: %s", c.Mechanism, c.Party, c.PartyConfidence, c.Sentence)
+			}
+		})
+	}
+}
+
 // TestTranslatorByTTL: what left under the address that answers now had come through
 // this host, which lowered its TTL.
 func TestTranslatorByTTL(t *testing.T) {

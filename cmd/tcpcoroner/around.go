@@ -87,7 +87,7 @@ func (d *daemon) metrics() []exporter.Metric {
 		healthy = 1
 	}
 	kernel := backend{d}.kernel()
-	return []exporter.Metric{
+	return append(harmMetrics(d.recorder.Harm()),
 		count("packets", "{packet}", "packets seen", s.Seen),
 		count("resets", "{packet}", "TCP segments with RST, each once", s.Resets),
 		count("dropped", "{packet}", "packets that the kernel's ring had no room for", s.Source.Dropped),
@@ -108,5 +108,5 @@ func (d *daemon) metrics() []exporter.Metric {
 		count("kernel.owners.failed", "{socket}", "sockets whose owner found no room", kernel.OwnersFailed),
 		count("kernel.graves.failed", "{socket}", "sockets that died and are not remembered", kernel.GravesFailed),
 		gauge("self_test", "1", "1 if the last self-test was seen", healthy),
-	}
+	)
 }

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"time"
 
 	"tcpcoroner/evidence"
+	"tcpcoroner/exporter"
 	"tcpcoroner/exporter/api"
 	"tcpcoroner/exporter/pcapng"
 	"tcpcoroner/recorder"
@@ -107,7 +109,7 @@ func (b backend) Status(context.Context) (api.Status, error) {
 	d := b.d
 	s := api.Status{
 		Schema: api.SchemaStatus, Version: version, PID: os.Getpid(), Started: d.started.UTC(), Host: d.host,
-		Recorder: b.recorder(), Kernel: b.kernel(), Incidents: b.incidents(), Export: b.export(),
+		Recorder: b.recorder(), Harm: harmStatus(d.recorder.Harm()), Kernel: b.kernel(), Incidents: b.incidents(), Export: b.export(),
 	}
 	for _, t := range d.triggers.State(time.Now()) {
 		s.Triggers = append(s.Triggers, triggerStatus(t))
@@ -166,6 +168,28 @@ func (b backend) recorder() api.RecorderStatus {
 		CPUSeconds: s.CPU.Seconds(), CPUBudget: float64(d.cfg.Recorder.CPU) / 100,
 		Gaps: s.Gaps, GapsLost: s.Lost, HoldSeconds: s.HoldTime.Seconds(), SelfTest: d.prober.status(),
 	}
+}
+
+func harmStatus(s evidence.HarmSample) api.HarmStatus {
+	h := api.HarmStatus{Harmful: map[string]uint64{}, Harmless: map[string]uint64{}, Unscored: s.Unscored, Closes: s.Closes}
+	for k, n := range s.Kinds {
+		kind, counts := evidence.HarmKind(k), h.Harmless
+		if kind.Harmful() {
+			counts = h.Harmful
+		}
+		counts[kind.String()] = n
+	}
+	return h
+}
+
+// harmMetrics count resets by kind, also those that did not occur yet.
+func harmMetrics(s evidence.HarmSample) (all []exporter.Metric) {
+	for k, n := range s.Kinds {
+		kind := evidence.HarmKind(k)
+		all = append(all, exporter.Metric{Name: "tcpcoroner.recorder.harm", Unit: "{reset}", Description: "resets by what they did",
+			Counter: true, Value: float64(n), Attributes: map[string]string{"kind": kind.String(), "harmful": strconv.FormatBool(kind.Harmful())}})
+	}
+	return all
 }
 
 func (b backend) kernel() api.KernelStatus {

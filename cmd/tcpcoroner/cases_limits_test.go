@@ -63,8 +63,8 @@ func tableDatum(l *caseLab, inc *evidence.Incident) string {
 
 // The ports of a small range, and how many of them are used.
 const (
-	fewPortsRange = "20000 21199"
-	usedPorts     = 1180
+	fewPortsRange = "20000 20199"
+	usedPorts     = 196
 )
 
 func fewPorts(l *caseLab) {
@@ -96,7 +96,7 @@ func portsDatum(l *caseLab, inc *evidence.Incident) string {
 		return ""
 	}
 	u := p.Uses[0]
-	l.want(p.Available() == 1200 && u.Used >= usedPorts*9/10 && u.TimeWait > 1000 && u.Source == l.ClientIP() && u.Destination == l.server(servicePort),
+	l.want(p.Available() == 200 && u.Used >= usedPorts*9/10 && u.TimeWait > usedPorts*8/10 && u.Source == l.ClientIP() && u.Destination == l.server(servicePort),
 		"%d ports to %v in use: %+v", usedPorts, l.server(servicePort), u)
 	c := inc.Verdict.Claim()
 	l.want(c.Mechanism == evidence.MechanismPortExhaustion, "%s: %s: %s", evidence.MechanismPortExhaustion, c.Mechanism, c.Sentence)

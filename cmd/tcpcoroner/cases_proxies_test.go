@@ -19,6 +19,8 @@ import (
 var proxyTroubles = []trouble{
 	{row: "proxy resets the client", name: "nginx resets uploads that stall", trigger: "resets", watched: scenes.FromRouter,
 		play: stalledUploads, datum: uploadDatum},
+	{row: "proxy resets the client", name: "nginx resets a client that does not read", trigger: "resets", watched: scenes.FromRouter,
+		play: deafClients, datum: deafDatum},
 	{row: "upstream resets the proxy", name: "the upstream resets nginx", trigger: "resets", watched: scenes.FromRouter,
 		play: upstreamResets, datum: upstreamDatum},
 	{row: "client aborts", name: "clients of HAProxy go away", trigger: "resets", watched: scenes.FromRouter,
@@ -76,6 +78,44 @@ func uploadDatum(l *caseLab, inc *evidence.Incident) string {
 	up := l.captured(inc, "tcp.flags.reset==1 && ip.addr=="+l.ServerIP().String())
 	l.want(up == 0, "no RST towards the upstream, not %d", up)
 	return fmt.Sprintf("%d RST by nginx to the client, none to %v; log: %d, %s", n, line.Upstream, line.Status, line.Reason)
+}
+
+// deafClients ask for much and read nothing: nginx gives up while the kernel asks
+// again and again whether their window has opened.
+func deafClients(l *caseLab) {
+	const size = 16 << 20
+	upstream := l.serve(l.Server, l.server(0), func(c *net.TCPConn) {
+		defer c.Close()
+		if head(c) == nil {
+			fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n", size)
+			_, _ = c.Write(make([]byte, size))
+		}
+	})
+	l.notes["upstream"] = upstream.String()
+	l.nginx(l.Router, l.proxyAddr(), fmt.Sprintf(`reset_timedout_connection on; send_timeout 1s;
+		server { listen %v; location / { proxy_pass http://%v; } }`, l.proxyAddr(), upstream))
+	for range 5 {
+		l.ask(l.dial(l.Client, l.proxyAddr()))
+	}
+}
+
+func deafDatum(l *caseLab, inc *evidence.Incident) string {
+	n := 0
+	for i := range inc.Flows {
+		if f := &inc.Flows[i]; f.Reset != nil && f.Reset.From == l.proxyAddr() {
+			l.want(f.Owner != nil && f.Owner.Comm == "nginx" && f.Verdict.Claim().Origin.Local(), "nginx: %+v, %s", f.Owner, f.Verdict)
+			n++
+		}
+	}
+	l.want(n >= 3, "3 flows that nginx reset, not %d", n)
+	line := lineOf(inc, func(k *evidence.LogLine) bool {
+		return k.Source == evidence.LogNginxError && k.Reason == evidence.ReasonClientTimeout && k.Upstream.String() == l.notes["upstream"]
+	})
+	if line == nil {
+		l.Errorf("no line of nginx that tells of the timeout and names the upstream")
+		return ""
+	}
+	return fmt.Sprintf("%d RST by nginx to clients with a closed window; log: %s", n, line.Reason)
 }
 
 // upstreamResets has the server reset the proxy's requests.

@@ -232,15 +232,14 @@ func (l *caseLab) recording(p *process) {
 	}
 }
 
-// armed waits until the triggers were checked once, all in one go: what they read
-// then is their base.
+// armed wants the triggers checked, all in one go, before the daemon says that it
+// records: what they read then is their base, and what happens from then on counts.
 func (l *caseLab) armed() {
 	l.Helper()
-	await(l, firingTime, "check of the triggers", func() bool {
-		s, err := l.p.client().Status(l.Context())
-		l.must(err)
-		return slices.ContainsFunc(s.Triggers, func(g api.TriggerStatus) bool { return g.Name == "resets" && g.Threshold > 0 })
-	})
+	s, err := l.p.client().Status(l.Context())
+	l.must(err)
+	l.want(slices.ContainsFunc(s.Triggers, func(g api.TriggerStatus) bool { return g.Name == "resets" && g.Threshold > 0 }),
+		"the triggers checked: %+v", s.Triggers)
 }
 
 // fired waits for the incident that a trigger began or joined.
@@ -293,6 +292,7 @@ func (l *caseLab) noneFired() {
 			l.Errorf("the trigger %s fired %d times, %d held back", g.Name, g.Fired, g.Suppressed)
 		}
 	}
+	l.want(sum(s.Harm.Harmful) == 0 && sum(s.Harm.Harmless) > 0, "harmless resets alone: %s", harmLine(&s.Harm))
 }
 
 // tell shows what the incident of a failed case holds.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -186,24 +185,6 @@ func (d *daemon) look(since time.Time) *evidence.Snapshot {
 	defer cancel()
 	return d.taker.TakeFor(ctx, implicated(d.kernelEvents(since, time.Now())))
 }
-
-// heap is what the program may take beside the recorder's memory before the
-// collector works harder: the database's tables, an incident that is judged.
-const heap = 28 << 20
-
-// limitMemory keeps the heap small. The history is outside of it. GOMEMLIMIT and
-// GOGC, where set, win (runtime/debug).
-func limitMemory(getenv func(string) string) {
-	if getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(heap)
-	}
-	if getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
-}
-
-// gcPercent lets garbage grow to half of what is in use.
-const gcPercent = 50
 
 // hold keeps what was recorded since a time, at once.
 func (d *daemon) hold(from time.Time) (held, error) {

@@ -36,13 +36,18 @@ func (d *daemon) openKernel() (err error) {
 // watchKernel has the kernel tell of the namespaces that are recorded. What it
 // tells of others would only cost.
 func (d *daemon) watchKernel() {
+	if err := d.kernel.Watch(d.namespaces()); err != nil {
+		d.fault(err)
+	}
+}
+
+// namespaces are the inode numbers of those that are recorded.
+func (d *daemon) namespaces() []uint64 {
 	inodes := []uint64{d.host.NetNS}
 	for _, n := range d.source.Attached() {
 		inodes = append(inodes, n.Inode)
 	}
-	if err := d.kernel.Watch(inodes); err != nil {
-		d.fault(err)
-	}
+	return inodes
 }
 
 // runKernel takes the kernel's events. Its end is not the daemon's.
@@ -58,11 +63,16 @@ func (d *daemon) runKernel(ctx context.Context) error {
 func (d *daemon) gather(inc *evidence.Incident, from, to time.Time) {
 	level := d.kernel.Level()
 	inc.KernelLevel = &level
+	d.kernel.Locate(from.Add(-joinSlack), to.Add(joinSlack))
 	inc.Kernel = d.kernelEvents(from, to)
 	inc.Suppressed = slices.DeleteFunc(d.kernel.Suppressed(from, to), func(s evidence.KernelSuppressed) bool { return !d.recorded(s.NetNS) })
 	ctx, cancel := context.WithTimeout(context.Background(), snapshotTime)
 	defer cancel()
-	lines, missing := d.logs.Around(ctx, logQuery(inc, from, to))
+	q := logQuery(inc, from, to)
+	if d.host.NetNS != 0 { // or else nobody knows which are ours
+		q.NetNS = d.namespaces()
+	}
+	lines, missing := d.logs.Around(ctx, q)
 	inc.Logs = lines
 	if s := d.timeline.Window(from, to); len(s.Times) > 0 {
 		inc.Series = &s
@@ -77,8 +87,7 @@ func (d *daemon) gather(inc *evidence.Incident, from, to time.Time) {
 // recorded tells whether a network namespace is one of those that are recorded:
 // the kernel tells of all.
 func (d *daemon) recorded(inode uint64) bool {
-	return inode == 0 || inode == d.host.NetNS ||
-		slices.ContainsFunc(d.source.Attached(), func(n evidence.Namespace) bool { return n.Inode == inode })
+	return inode == 0 || slices.Contains(d.namespaces(), inode)
 }
 
 func (d *daemon) kernelEvents(from, to time.Time) []evidence.KernelEvent {

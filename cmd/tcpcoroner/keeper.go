@@ -298,7 +298,8 @@ func (k *keeper) again(inc *evidence.Incident) error {
 }
 
 // judge reads the window twice: to find what matters, and to copy it.
-func (k *keeper) judge(inc *evidence.Incident, read func(func(*evidence.Packet) bool) error) {
+func (k *keeper) judge(inc *evidence.Incident, read reading) {
+	read = ahead(read)
 	sel := verdict.NewSelection()
 	sel.Ignore(k.probes())
 	wire := &evidence.WireResets{}

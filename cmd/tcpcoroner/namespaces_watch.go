@@ -46,7 +46,7 @@ func (d *daemon) newElsewhere() *elsewhere {
 	e := &elsewhere{forget: d.triggers.Forget, failures: map[uint16]error{},
 		listeners: t.Listen.Enabled || t.AcceptQueue.Enabled || t.Restarts.Enabled}
 	e.open = func(n evidence.Namespace) (*space, error) {
-		s, err := openSpace(n, e.name(n), int(time.Duration(d.cfg.Recorder.Age)/tick)+1)
+		s, err := openSpace(n, e.name(n), int(time.Duration(d.cfg.Recorder.Age)/tick)+1, t.Ports.Rearm)
 		if err != nil {
 			return nil, err
 		}
@@ -76,9 +76,9 @@ func (d *daemon) watchesOf(s *space) []triggers.Trigger {
 	}
 }
 
-// openSpace opens a namespace that is recorded. Nothing is read yet. Open files in it
-// keep it: close must be called once it is not recorded any more.
-func openSpace(n evidence.Namespace, label string, samples int) (*space, error) {
+// openSpace opens a namespace that is recorded; part is that of portCount. Nothing is
+// read yet. Open files in it keep it: close must be called once it is not recorded any more.
+func openSpace(n evidence.Namespace, label string, samples int, part float64) (*space, error) {
 	f, err := os.Open(n.Path)
 	if err != nil {
 		return nil, fmt.Errorf("open network namespace: %w", err)
@@ -95,9 +95,8 @@ func openSpace(n evidence.Namespace, label string, samples int) (*space, error) 
 	s.links = cached[[]evidence.InterfaceStats]{every: aroundEvery, read: func() ([]evidence.InterfaceStats, error) {
 		return onThread(s.taker.Links)
 	}}
-	s.ports = cached[*evidence.PortRange]{every: portsEvery, read: func() (*evidence.PortRange, error) {
-		return onThread(func() (*evidence.PortRange, error) { return portsInUse(s.taker, s.counters) })
-	}}
+	ports := newPortCount(s.taker, part, s.counters)
+	s.ports = cached[*evidence.PortRange]{every: portsEvery, read: func() (*evidence.PortRange, error) { return onThread(ports.get) }}
 	return s, nil
 }
 

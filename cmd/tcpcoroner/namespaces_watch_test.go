@@ -115,7 +115,7 @@ func TestElsewhereFollows(t *testing.T) {
 	set := triggers.NewSet(triggers.DefaultSet())
 	e := &elsewhere{forget: set.Forget, failures: map[uint16]error{}, listeners: true}
 	e.open = func(n evidence.Namespace) (*space, error) {
-		s, err := openSpace(n, e.name(n), 60)
+		s, err := openSpace(n, e.name(n), 60, triggers.DefaultPorts().Rearm)
 		if err == nil {
 			s.holders = newOwners(newOwnerWalk(nil))
 			set.Watch(s.label, triggers.NewPorts(triggers.DefaultPorts(), s.ports.get))

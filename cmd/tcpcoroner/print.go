@@ -1,8 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -24,6 +27,7 @@ func writeStatus(w io.Writer, s *api.Status) error {
 	line("health", "%s", health)
 	line("daemon", "version %s, pid %d, up %s on %s", s.Version, s.PID, time.Since(s.Started).Round(time.Second), s.Host.Name)
 	writeRecorder(line, &s.Recorder, time.Since(s.Started))
+	line("harm", "%s", harmLine(&s.Harm))
 	line("kernel", "%s", kernelLine(&s.Kernel))
 	for _, g := range s.Triggers {
 		if g.Namespace == "" || !uneventful(&g) {
@@ -76,6 +80,42 @@ func writeRecorder(line printLine, r *api.RecorderStatus, up time.Duration) {
 		}
 		line("self-test", "%s at %s: %s", verdict, t.Time.UTC().Format(stampUTC), t.Text)
 	}
+}
+
+// harmLine tells what the resets did.
+func harmLine(h *api.HarmStatus) string {
+	harmful, harmless := sum(h.Harmful), sum(h.Harmless)
+	text := fmt.Sprintf("%s of %s resets", humanize.Comma(harmful), humanize.Comma(harmful+harmless))
+	if harmful > 0 {
+		text += ": " + mostFirst(h.Harmful)
+	}
+	if harmless > 0 {
+		text += "; harmless: " + mostFirst(h.Harmless)
+	}
+	if h.Unscored > 0 {
+		text += fmt.Sprintf("; %s were too odd to tell", humanize.Comma(int64(h.Unscored)))
+	}
+	return text
+}
+
+func sum(counts map[string]uint64) (n int64) {
+	for _, v := range counts {
+		n += int64(v)
+	}
+	return n
+}
+
+// mostFirst reads "data_lost 2, midstream 1".
+func mostFirst(counts map[string]uint64) string {
+	var parts []string
+	for _, name := range slices.SortedFunc(maps.Keys(counts), func(a, b string) int {
+		return cmp.Or(cmp.Compare(counts[b], counts[a]), cmp.Compare(a, b))
+	}) {
+		if n := counts[name]; n > 0 {
+			parts = append(parts, name+" "+humanize.Comma(int64(n)))
+		}
+	}
+	return strings.Join(parts, ", ")
 }
 
 // kernelLine tells what the kernel itself tells.

@@ -90,6 +90,49 @@ level       full; uses 0.00 % of a core on average
 	}
 }
 
+func TestHarmLine(t *testing.T) {
+	var s evidence.HarmSample
+	if got, want := harm(&s), "0 of 0 resets"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	s.Kinds[evidence.HarmAfterFIN], s.Kinds[evidence.HarmScan] = 1200, 1200
+	if got, want := harm(&s), "0 of 2,400 resets; harmless: after_fin 1,200, scan 1,200"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	s.Kinds[evidence.HarmMidstream], s.Kinds[evidence.HarmDataLost], s.Unscored = 1, 2, 4
+	if got, want := harm(&s), "3 of 2,403 resets: data_lost 2, midstream 1; harmless: after_fin 1,200, scan 1,200; 4 were too odd to tell"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+func harm(s *evidence.HarmSample) string {
+	h := harmStatus(*s)
+	return harmLine(&h)
+}
+
+// All kinds are there from the beginning, in the status and as metrics of one name.
+func TestHarmKindsAreTold(t *testing.T) {
+	s := evidence.HarmSample{Unscored: 3, Closes: 9}
+	s.Kinds[evidence.HarmScan], s.Kinds[evidence.HarmRefused] = 5, 6
+	h := harmStatus(s)
+	if len(h.Harmful)+len(h.Harmless) != int(evidence.HarmKinds) || h.Harmless["scan"] != 5 || h.Harmful["refused"] != 6 || h.Unscored != 3 || h.Closes != 9 {
+		t.Errorf("%+v", h)
+	}
+	for _, m := range harmMetrics(s) {
+		counts := h.Harmless
+		if m.Attributes["harmful"] == "true" {
+			counts = h.Harmful
+		}
+		if n, ok := counts[m.Attributes["kind"]]; !ok || float64(n) != m.Value || !m.Counter || m.Name != "tcpcoroner.recorder.harm" {
+			t.Errorf("%+v, want %d", m, n)
+		}
+		delete(counts, m.Attributes["kind"])
+	}
+	if len(h.Harmful)+len(h.Harmless) != 0 {
+		t.Errorf("without a metric: %+v", h)
+	}
+}
+
 func TestMeaning(t *testing.T) {
 	if got := meaning("paused"); got != "a level that this release does not know" {
 		t.Errorf("an unknown level means %q", got)

@@ -166,22 +166,23 @@ const (
 )
 
 // servedBy is served of one namespace.
-func (d *daemon) servedBy(namespace uint16) func([]netip.AddrPort) ([]netip.AddrPort, error) {
-	return func(lost []netip.AddrPort) ([]netip.AddrPort, error) { return d.served(namespace, lost) }
+func (d *daemon) servedBy(namespace uint16) func([]triggers.Loss) ([]netip.AddrPort, error) {
+	return func(lost []triggers.Loss) ([]netip.AddrPort, error) { return d.served(namespace, lost) }
 }
 
 // served tells which of the lost ports of a recorded namespace (0 is the own) had
 // payload in either direction lately, from the recording. It is asked only when a
 // port was lost.
-func (d *daemon) served(namespace uint16, lost []netip.AddrPort) (had []netip.AddrPort, err error) {
+func (d *daemon) served(namespace uint16, lost []triggers.Loss) (had []netip.AddrPort, err error) {
 	now := time.Now()
 	if now.Before(d.servedNext) {
 		return nil, errServedOften
 	}
 	lost = slices.Clone(lost)
+	from, to := span(lost)
 	ctx, cancel := context.WithTimeout(context.Background(), snapshotTime)
 	defer cancel()
-	kept, err := d.recorder.Freeze(ctx, now.Add(-d.cfg.Triggers.Restarts.Recent), now.Add(-servedUntil))
+	kept, err := d.recorder.Freeze(ctx, from.Add(-d.cfg.Triggers.Restarts.Recent), earlier(to, now.Add(-servedUntil)))
 	if err != nil {
 		return nil, err
 	}
@@ -200,13 +201,26 @@ func (d *daemon) served(namespace uint16, lost []netip.AddrPort) (had []netip.Ad
 	return had, err
 }
 
+// span is from the first to the last end of service.
+func span(lost []triggers.Loss) (first, last time.Time) {
+	byEnd := func(a, b triggers.Loss) int { return a.Until.Compare(b.Until) }
+	return slices.MinFunc(lost, byEnd).Until, slices.MaxFunc(lost, byEnd).Until
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}
+
 // settleServed moves the port that a segment shows in service from lost to had.
-func settleServed(had, lost []netip.AddrPort, way evidence.Direction, s *evidence.Segment) (_, _ []netip.AddrPort) {
-	i := slices.IndexFunc(lost, func(port netip.AddrPort) bool { return serves(port, way, s) })
+func settleServed(had []netip.AddrPort, lost []triggers.Loss, way evidence.Direction, s *evidence.Segment) ([]netip.AddrPort, []triggers.Loss) {
+	i := slices.IndexFunc(lost, func(l triggers.Loss) bool { return !s.Time.After(l.Until) && serves(l.Addr, way, s) })
 	if i < 0 {
 		return had, lost
 	}
-	return append(had, lost[i]), slices.Delete(lost, i, i+1)
+	return append(had, lost[i].Addr), slices.Delete(lost, i, i+1)
 }
 
 // serves tells whether a segment carries payload from or to a port of this host.

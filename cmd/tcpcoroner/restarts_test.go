@@ -19,6 +19,7 @@ import (
 
 	"tcpcoroner/evidence"
 	"tcpcoroner/internal/netlab"
+	"tcpcoroner/triggers"
 )
 
 func TestServes(t *testing.T) {
@@ -51,8 +52,20 @@ func TestServes(t *testing.T) {
 			t.Errorf("%s: %v", tt.name, got)
 		}
 	}
-	had, lost := settleServed(nil, []netip.AddrPort{ap("192.0.2.1:81"), ap("192.0.2.1:80")}, evidence.Sent, said("192.0.2.1:80", "192.0.2.9:4000", 5, evidence.ACK))
-	if len(had) != 1 || had[0].Port() != 80 || len(lost) != 1 || lost[0].Port() != 81 {
+}
+
+// What comes after a port was lost is of its successor.
+func TestSettleServed(t *testing.T) {
+	ap, end := netip.MustParseAddrPort, time.Unix(1790000000, 0)
+	lost := []triggers.Loss{{Addr: ap("192.0.2.1:81"), Until: end}, {Addr: ap("192.0.2.1:80"), Until: end}}
+	answer := &evidence.Segment{Time: end.Add(time.Millisecond), Src: ap("192.0.2.1:80"), Dst: ap("192.0.2.9:4000"), PayloadBytes: 5}
+	had, lost := settleServed(nil, lost, evidence.Sent, answer)
+	if len(had) != 0 || len(lost) != 2 {
+		t.Errorf("after its end: had %v, lost %v", had, lost)
+	}
+	answer.Time = end
+	had, lost = settleServed(nil, lost, evidence.Sent, answer)
+	if len(had) != 1 || had[0].Port() != 80 || len(lost) != 1 || lost[0].Addr.Port() != 81 {
 		t.Errorf("had %v, lost %v", had, lost)
 	}
 }
@@ -136,12 +149,12 @@ func TestOwnersWalkSeldom(t *testing.T) {
 }
 
 // service is a program of its own that listens and answers each line, so that it has
-// an owner who can die.
-func service(t *testing.T, ns *netlab.NS) (addr string, cmd *exec.Cmd) {
+// an owner who can die. Port 0 is any.
+func service(t *testing.T, ns *netlab.NS, port string) (addr string, cmd *exec.Cmd) {
 	t.Helper()
 	cmd = ns.Command(context.Background(), "perl", "-MIO::Socket::INET", "-e", `$|=1;
-		$l=IO::Socket::INET->new(LocalAddr=>"127.0.0.1:0",Listen=>8,ReuseAddr=>1) or die; print $l->sockport,"\n";
-		while($c=$l->accept){ $c->autoflush(1); while(<$c>){ print $c $_ } }`)
+		$l=IO::Socket::INET->new(LocalAddr=>"127.0.0.1:$ARGV[0]",Listen=>8,ReuseAddr=>1) or die; print $l->sockport,"\n";
+		while($c=$l->accept){ $c->autoflush(1); while(<$c>){ print $c $_ } }`, port)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -150,7 +163,7 @@ func service(t *testing.T, ns *netlab.NS) (addr string, cmd *exec.Cmd) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	port, err := bufio.NewReader(out).ReadString('\n')
+	port, err = bufio.NewReader(out).ReadString('\n')
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,7 +184,7 @@ func talk(t *testing.T, ns *netlab.NS, addr string) {
 }
 
 // Of two services that die, the one that served fires, wherever it is; the idle one
-// wakes nobody.
+// wakes nobody, though its successor serves at once.
 func TestRestarts(t *testing.T) {
 	netlab.NeedRoot(t)
 	t.Parallel()
@@ -190,8 +203,8 @@ func TestRestarts(t *testing.T) {
 	for _, ns := range []*netlab.NS{own, blue} {
 		ns.IP(t, "link", "set", "lo", "up")
 		x := &pair{ns: ns}
-		x.idle, x.idler = service(t, ns)
-		x.busy, x.servant = service(t, ns)
+		x.idle, x.idler = service(t, ns, "0")
+		x.busy, x.servant = service(t, ns, "0")
 		pairs = append(pairs, x)
 	}
 	p := startDaemon(t, own, dir, nil, "--config", config)
@@ -201,6 +214,12 @@ func TestRestarts(t *testing.T) {
 	pause(t, 8*time.Second) // the age of the ports, and time to find their owners
 	for i, x := range pairs {
 		_, _ = x.idler.Process.Kill(), x.idler.Wait()
+		_, port, err := net.SplitHostPort(x.idle)
+		if err != nil {
+			t.Fatal(err)
+		}
+		service(t, x.ns, port)
+		talk(t, x.ns, x.idle)
 		pause(t, 5*time.Second)
 		_, _ = x.servant.Process.Kill(), x.servant.Wait()
 		list := p.awaitIncidents(t, i+1, 30*time.Second)

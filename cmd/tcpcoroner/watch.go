@@ -22,6 +22,7 @@ const (
 func (d *daemon) watch(ctx context.Context, ready func()) error {
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
+	d.measure(time.Now()) // the base: what happens from here on counts
 	d.notify(sd.SdNotifyReady + "\nSTATUS=" + d.statusLine())
 	ready()
 	retained := time.Now()
@@ -34,8 +35,7 @@ func (d *daemon) watch(ctx context.Context, ready func()) error {
 			return nil
 		case now := <-ticker.C:
 			d.sample(now)
-			d.elsewhere.sample(now, d.source.Attached())
-			d.check(now)
+			d.measure(now)
 			d.walk.walk()
 			d.prober.tick(now)
 			d.lookAround(now)
@@ -48,7 +48,9 @@ func (d *daemon) watch(ctx context.Context, ready func()) error {
 	}
 }
 
-func (d *daemon) check(now time.Time) {
+// measure checks the triggers. The counters of the own namespace are sampled before.
+func (d *daemon) measure(now time.Time) {
+	d.elsewhere.sample(now, d.source.Attached())
 	fired, ongoing := d.triggers.Check(now)
 	for _, f := range fired {
 		d.fire(f)
@@ -64,6 +66,9 @@ func (d *daemon) sample(now time.Time) {
 	c, err := d.taker.Counters()
 	c.Time = now
 	d.history.add(c, err)
+	if err == nil {
+		fitMemory(&c)
+	}
 	d.tracking.state, d.tracking.err = d.taker.Conntrack()
 	if err == nil {
 		d.timeline.Add(c, d.tracking.state)

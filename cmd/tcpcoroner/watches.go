@@ -63,9 +63,7 @@ func (d *daemon) cache() {
 	d.walk = newOwnerWalk(d.taker.OwnersOf)
 	d.holders = newOwners(d.walk)
 	d.listening = cached[[]evidence.Socket]{every: tick / 2, read: d.ownedListeners}
-	d.ports = cached[*evidence.PortRange]{every: portsEvery, read: func() (*evidence.PortRange, error) {
-		return portsInUse(d.taker, d.history.latest)
-	}}
+	d.ports = cached[*evidence.PortRange]{every: portsEvery, read: newPortCount(d.taker, d.cfg.Triggers.Ports.Rearm, d.history.latest).get}
 	d.limits = cached[triggers.MemoryLimits]{every: time.Minute, read: func() (l triggers.MemoryLimits, err error) {
 		l.Orphans, l.Pages, err = d.taker.MemoryLimits()
 		return l, err
@@ -75,20 +73,53 @@ func (d *daemon) cache() {
 func (d *daemon) listeners() ([]evidence.Socket, error) { return d.listening.get() }
 
 const (
-	// portsEvery is how often all sockets are counted, portsLeast how many there must
-	// be for that: fewer do not use up the smallest range that anybody sets.
+	// portsEvery is how often ephemeral ports are looked at, portsAgain how often they
+	// are counted though there are too few sockets: the range may change.
 	portsEvery = 10 * time.Second
-	portsLeast = 1000
+	portsAgain = time.Minute
 )
 
-// portsInUse counts the ephemeral ports of a namespace with many sockets.
-func portsInUse(t *snapshot.Taker, latest func() (evidence.Counters, error)) (*evidence.PortRange, error) {
-	if c, err := latest(); err == nil && c.Values["Sockstat.TCP.inuse"]+c.Values["Sockstat.TCP.tw"] < portsLeast {
-		return &evidence.PortRange{First: 1, Last: 65535}, nil
+// portCount counts the ephemeral ports in use of a namespace, if there are enough
+// sockets to use the configured part of them: to count is to list all sockets.
+type portCount struct {
+	count func(context.Context) (*evidence.PortRange, error)
+	// latest are the numbers of sockets.
+	latest func() (evidence.Counters, error)
+	// part of the range, from 0 to 1, below which nobody is interested.
+	part float64
+	now  func() time.Time
+
+	counted time.Time
+	last    *evidence.PortRange
+	// above tells that there were enough sockets for last.
+	above bool
+}
+
+func newPortCount(t *snapshot.Taker, part float64, latest func() (evidence.Counters, error)) *portCount {
+	return &portCount{count: t.Ports, latest: latest, part: part, now: time.Now}
+}
+
+// get is the last count where another would tell nothing else.
+func (p *portCount) get() (*evidence.PortRange, error) {
+	if p.last != nil && !p.above && !p.enough() && p.now().Sub(p.counted) < portsAgain {
+		return p.last, nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), snapshotTime)
 	defer cancel()
-	return t.Ports(ctx)
+	last, err := p.count(ctx)
+	if p.last = nil; err != nil {
+		return last, err
+	}
+	p.last, p.counted = last, p.now()
+	p.above = p.enough()
+	return last, nil
+}
+
+// enough tells whether there may be sockets at the part of the range: all of IPv4 and
+// IPv6, wherever they lead.
+func (p *portCount) enough() bool {
+	c, err := p.latest()
+	return err != nil || float64(socketsIn(&c)) >= p.part*float64(p.last.Available())
 }
 
 // lineCounter counts lines of the journal that speak of resets.

@@ -17,6 +17,7 @@ type Status struct {
 	Healthy   bool               `json:"healthy"`
 	Problems  []string           `json:"problems,omitempty"`
 	Recorder  RecorderStatus     `json:"recorder"`
+	Harm      HarmStatus         `json:"harm"`
 	Kernel    KernelStatus       `json:"kernel"`
 	Triggers  []TriggerStatus    `json:"triggers"`
 	Incidents IncidentsStatus    `json:"incidents"`
@@ -77,6 +78,17 @@ type RecorderStatus struct {
 	HoldSeconds float64 `json:"hold_seconds"`
 	// SelfTest is the last one; nil before the first, and if there are none.
 	SelfTest *SelfTestStatus `json:"self_test,omitempty"`
+}
+
+// HarmStatus sorts the resets since the daemon's start by what they did to the people
+// behind them: all kinds, by name, those that did not occur with 0.
+type HarmStatus struct {
+	Harmful  map[string]uint64 `json:"harmful"`
+	Harmless map[string]uint64 `json:"harmless"`
+	// Unscored resets were too odd to be sorted, such as those in tunnels.
+	Unscored uint64 `json:"unscored"`
+	// Closes counts connections that ended, with FIN or RST, each once.
+	Closes uint64 `json:"closes"`
 }
 
 // KernelStatus tells what the kernel itself tells of resets, by eBPF.

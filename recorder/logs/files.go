@@ -131,12 +131,13 @@ func (r *Reader) find(ctx context.Context, q *Query, h *harvest) *found {
 	if err != nil {
 		h.miss("the log files of proxies", err.Error(), "mount proc")
 	}
+	spaces := r.spaces(q)
 	for _, dir := range running {
 		pid, err := strconv.Atoi(dir.Name())
 		if err != nil || ctx.Err() != nil || slices.Contains(q.PIDs, pid) {
 			continue
 		}
-		if slices.Contains(proxies, r.comm(pid)) {
+		if slices.Contains(proxies, r.comm(pid)) && !spaces.foreign(pid) {
 			r.findOf(pid, false, list, h)
 		}
 	}

@@ -169,7 +169,7 @@ func (r *Reader) journal(ctx context.Context, q *Query) (h harvest) {
 // readJournal fills the basket. It counts entries that could not be read, and
 // tells whether the bound was hit.
 func (r *Reader) readJournal(out io.Reader, b *basket) (broken int, full bool) {
-	p := place{r.cfg.Location, b.q.To}
+	p, spaces := place{r.cfg.Location, b.q.To}, r.spaces(b.q)
 	limited := &io.LimitedReader{R: out, N: r.cfg.MaxBytes}
 	// A read that fails is the end of the output: its reason is the exit's.
 	_ = eachLine(limited, 64<<10, func(line []byte) bool {
@@ -181,6 +181,9 @@ func (r *Reader) readJournal(out io.Reader, b *basket) (broken int, full bool) {
 			if limited.N > 0 { // or else it is the one that the bound cut
 				broken++
 			}
+			return true
+		}
+		if spaces.foreign(l.PID) {
 			return true
 		}
 		b.add(message, l, slices.Contains(b.q.Units, l.Unit) || slices.Contains(b.q.PIDs, l.PID))

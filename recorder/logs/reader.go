@@ -74,6 +74,9 @@ type Query struct {
 	PIDs   []int
 	Tuples []evidence.FlowKey
 	Files  []string
+	// NetNS are the inode numbers of the network namespaces that it is about: lines
+	// of processes in others are left out, unless they are implicated. Nil is all.
+	NetNS []uint64
 }
 
 // moment is the instant that near lines are near to.
