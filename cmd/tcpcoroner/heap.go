@@ -4,6 +4,7 @@ import (
 	"math"
 	"os"
 	"runtime/debug"
+	"runtime/metrics"
 
 	"tcpcoroner/evidence"
 )
@@ -14,6 +15,8 @@ const (
 	heap = 28 << 20
 	// socketHeap is what each socket adds: two looks at it, and their writing down.
 	socketHeap = 2 << 10
+	// besideHeap is what the runtime takes for itself: stacks, tables of the collector.
+	besideHeap = 6 << 20
 	// gcPercent lets garbage grow to half of what is in use.
 	gcPercent = 50
 )
@@ -29,19 +32,32 @@ func limitMemory(getenv func(string) string) {
 	}
 }
 
-// fitMemory lets the limit follow the number of sockets: where there are many, the
-// collector would not stop running while an incident looks at them, and a look would
-// take seconds. Setting it stops the program for a moment, so it is set for half as
-// many more, and lowered when it is twice too high.
+// fitMemory lets the limit follow what is needed: where the kernel's events of the last
+// minutes, or an incident that looks at very many sockets, do not leave room below it,
+// the collector would not stop running. Setting it stops the program for a moment, so
+// it is set for half as much more, and lowered when it is twice too high.
 func fitMemory(c *evidence.Counters) {
 	limit := debug.SetMemoryLimit(-1) // only reads it
 	if limit == math.MaxInt64 || os.Getenv("GOMEMLIMIT") != "" {
 		return
 	}
-	need := heap + int64(socketsIn(c))*socketHeap
+	need := max(heap+int64(socketsIn(c))*socketHeap, roomFor(liveHeap()))
 	if want := need + (need-heap)/2; need > limit || want <= limit/2 {
 		debug.SetMemoryLimit(want)
 	}
+}
+
+// roomFor lets garbage grow to a quarter of what is in use, at least.
+func roomFor(live int64) int64 { return besideHeap + live + live/4 }
+
+// liveHeap is what the last collection found in use, in bytes.
+func liveHeap() int64 {
+	s := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	metrics.Read(s)
+	if s[0].Value.Kind() != metrics.KindUint64 {
+		return 0
+	}
+	return int64(s[0].Value.Uint64())
 }
 
 // socketsIn counts those of TCP, wherever they lead.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"runtime"
 	"runtime/debug"
 	"testing"
 
@@ -36,4 +37,19 @@ func TestMemoryFollowsSockets(t *testing.T) {
 	if got := debug.SetMemoryLimit(-1); got != heap {
 		t.Errorf("GOMEMLIMIT is not respected: %d bytes", got)
 	}
+}
+
+// What is in use has room beside it: else the collector would run all the time.
+func TestMemoryFollowsLiveHeap(t *testing.T) {
+	before := debug.SetMemoryLimit(-1)
+	defer debug.SetMemoryLimit(before)
+	t.Setenv("GOMEMLIMIT", "")
+	held := make([]byte, 64<<20)
+	runtime.GC()
+	debug.SetMemoryLimit(heap)
+	fitMemory(&evidence.Counters{})
+	if got := debug.SetMemoryLimit(-1); got < 80<<20 || got > 160<<20 {
+		t.Errorf("limit of %d bytes with %d in use", got, len(held))
+	}
+	runtime.KeepAlive(held)
 }
