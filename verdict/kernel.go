@@ -264,16 +264,17 @@ func (c *caseFile) unknownConnection(s *story, e *evidence.KernelEvent, form ker
 	return r
 }
 
-// doer is the process that an event names as the one that did it.
+// doer is the process that an event names as the one that did it. Who listens is not
+// who did it: a worker may have accepted the connection, and nobody told.
 func doer(e *evidence.KernelEvent, m evidence.Mechanism) *evidence.Owner {
 	switch {
 	case m.Family() == evidence.MechanismRefused, m == evidence.MechanismNoSocket:
 		return nil // the event names the listener at most
 	case e.Actor != nil && m.Family() == evidence.MechanismActiveAbort:
 		return e.Actor
-	case e.Owner != nil:
+	case e.Owner != nil && (e.Via != evidence.ViaInherit || m == evidence.MechanismListenerClosed):
 		return e.Owner
-	case e.Grave != nil:
+	case e.Owner == nil && e.Grave != nil && e.Grave.Via != evidence.ViaInherit:
 		return e.Grave.Owner
 	}
 	return nil

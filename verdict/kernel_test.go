@@ -78,6 +78,9 @@ func TestKernelReasons(t *testing.T) {
 			evidence.OriginLocalProcess, evidence.MechanismProcessExit, 7, evidence.CauseProcessDown},
 		{"SO_LINGER 0", active, by("TCP_STATE", nil, func(e *evidence.KernelEvent) { e.Linger = true }),
 			evidence.OriginLocalProcess, evidence.MechanismLinger, 7, evidence.CauseAppAbort},
+		{"SO_LINGER 0, by whom is not known: the owner is only the listener's", active, by("TCP_STATE", nil, func(e *evidence.KernelEvent) {
+			e.Linger, e.Actor, e.Via = true, nil, evidence.ViaInherit
+		}), evidence.OriginLocalProcess, evidence.MechanismLinger, 0, evidence.CauseAppAbort},
 		{"destroyed by ss -K", active, by("TCP_STATE", nil, func(e *evidence.KernelEvent) {
 			e.State, e.Actor = "established", &evidence.Owner{PID: 9, Comm: "ss"}
 		}), evidence.OriginLocalKernel, evidence.MechanismKilledSocket, 9, evidence.CauseAppAbort},
