@@ -15,8 +15,8 @@ const (
 	heap = 28 << 20
 	// socketHeap is what each socket adds: two looks at it, and their writing down.
 	socketHeap = 2 << 10
-	// besideHeap is what the runtime takes for itself: stacks, tables of the collector.
-	besideHeap = 6 << 20
+	// besideHeap is what the runtime takes for itself at least: stacks, tables.
+	besideHeap = 2 << 20
 	// gcPercent lets garbage grow to half of what is in use.
 	gcPercent = 50
 )
