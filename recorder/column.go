@@ -1,6 +1,9 @@
 package recorder
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"math/bits"
+)
 
 // A chunk keeps its packets by column: what is alike stands together, and
 // compresses well.
@@ -89,37 +92,59 @@ func (c *column) raw(v []byte) { c.n += copy(c.b[c.n:], v) }
 
 // cursor reads a column. Behind its end it reads zeros and is bad from then on.
 type cursor struct {
-	b   []byte
-	bad bool
+	b []byte
+	// at is how many bytes were read: more than there are if it is bad. An offset,
+	// for the bytes themselves are a pointer, of which each change costs more.
+	at int
 }
 
+// left is negative if the cursor is bad.
+func (c *cursor) left() int { return len(c.b) - c.at }
+
+func (c *cursor) spoil() { c.at = len(c.b) + 1 }
+
 func (c *cursor) take(n int) []byte {
-	if n > len(c.b) {
-		c.bad = true
+	if n > c.left() {
+		c.spoil()
 		return make([]byte, n)
 	}
-	v := c.b[:n]
-	c.b = c.b[n:]
-	return v
+	c.at += n
+	return c.b[c.at-n : c.at]
 }
 
 func (c *cursor) byte() uint8 {
-	if len(c.b) == 0 {
-		c.bad = true
+	at := c.at
+	if at >= len(c.b) {
+		c.spoil()
 		return 0
 	}
-	v := c.b[0]
-	c.b = c.b[1:]
-	return v
+	c.at = at + 1
+	return c.b[at]
 }
 
+// uvarint reads numbers of up to four bytes without a branch on their length, which
+// nothing foretells.
 func (c *cursor) uvarint() uint64 {
-	v, n := binary.Uvarint(c.b)
+	if c.left() < 8 {
+		return c.longUvarint()
+	}
+	w := binary.LittleEndian.Uint64(c.b[c.at:])
+	last := bits.TrailingZeros64(^w & 0x8080808080808080) // the bit that ends it
+	if last > 31 {
+		return c.longUvarint()
+	}
+	c.at += last>>3 + 1
+	w &= 1<<last - 1
+	return w&0x7f | w>>1&(0x7f<<7) | w>>2&(0x7f<<14) | w>>3&(0x7f<<21)
+}
+
+func (c *cursor) longUvarint() uint64 {
+	v, n := binary.Uvarint(c.b[min(c.at, len(c.b)):])
 	if n <= 0 {
-		c.bad, c.b = true, nil
+		c.spoil()
 		return 0
 	}
-	c.b = c.b[n:]
+	c.at += n
 	return v
 }
 

@@ -12,12 +12,14 @@ type decoder struct {
 	slots
 	columns [columns]cursor
 	fields  fields
+	times   []int64 // of all packets, as far as the column goes
+	number  int     // of the next packet
+	left    int     // packets behind it
 	last    int64
 	current *flow
 	side    uint8
 	packet  evidence.Packet
 	header  [maxHeader]byte
-	left    uint32
 }
 
 // start begins with a chunk that was opened.
@@ -26,8 +28,24 @@ func (d *decoder) start(h *head, columns *[columns]cursor) {
 		d.slots = newSlots()
 	}
 	d.slots.reset()
-	d.columns, d.left = *columns, h.packets
-	d.last, d.current = 0, nil
+	d.columns, d.left = *columns, int(h.packets)
+	d.number, d.current = 0, nil
+	d.readTimes()
+}
+
+// readTimes reads the whole column: who puts packets into order looks ahead.
+func (d *decoder) readTimes() {
+	if d.times == nil {
+		d.times = make([]int64, 0, maxPackets)
+	}
+	d.times = d.times[:0]
+	c, at := d.columns[colTime], int64(0)
+	for range d.left {
+		if at += c.signed(); c.left() < 0 {
+			return
+		}
+		d.times = append(d.times, at)
+	}
 }
 
 // next reads a packet into d.packet, valid until the next call; false at the end,
@@ -36,8 +54,11 @@ func (d *decoder) next() (bool, error) {
 	if d.left == 0 {
 		return false, nil
 	}
-	d.left--
-	d.last += d.columns[colTime].signed()
+	if d.left--; d.number == len(d.times) {
+		return false, d.damaged()
+	}
+	d.last = d.times[d.number]
+	d.number++
 	d.packet = evidence.Packet{Nanos: d.last}
 	mask, more, rare := d.columns[colMask].byte(), uint8(0), uint8(0)
 	if mask&maskMore != 0 {
@@ -52,15 +73,25 @@ func (d *decoder) next() (bool, error) {
 	} else {
 		ok = d.record(mask, more, rare)
 	}
-	for i := range d.columns {
-		ok = ok && !d.columns[i].bad
-	}
-	if !ok {
-		left := d.left
-		d.left = 0
-		return false, fmt.Errorf("%w: the last %d packets make no sense", ErrDamaged, left+1)
+	if !ok || d.bad() {
+		return false, d.damaged()
 	}
 	return true, nil
+}
+
+func (d *decoder) damaged() error {
+	left := d.left + 1
+	d.left = 0
+	return fmt.Errorf("%w: the last %d packets make no sense", ErrDamaged, left)
+}
+
+// bad tells whether a column ended too early.
+func (d *decoder) bad() bool {
+	left := 0
+	for i := range d.columns {
+		left |= d.columns[i].left()
+	}
+	return left < 0
 }
 
 func (d *decoder) raw() bool {

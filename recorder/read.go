@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"math"
+	"slices"
 	"time"
 
 	"tcpcoroner/evidence"
@@ -83,8 +84,8 @@ func (r *reader) open(next int64) {
 	}
 	h := r.waiting
 	r.waiting = nil
-	r.lookAhead(h, next)
 	r.decoder.start(h, &r.columns)
+	r.lookAhead(next)
 	for i := 0; !r.done; i++ {
 		ok, err := r.decoder.next()
 		if err != nil {
@@ -98,21 +99,12 @@ func (r *reader) open(next int64) {
 	r.flush(next)
 }
 
-// lookAhead fills later from the time column alone.
-func (r *reader) lookAhead(h *head, next int64) {
-	c, at := r.columns[colTime], int64(0)
-	n := int(min(h.packets, maxPackets))
-	if cap(r.later) < n+1 {
-		r.later = make([]int64, 0, maxPackets+1)
-	}
-	r.later = r.later[:0]
-	for range n {
-		at += c.signed()
-		r.later = append(r.later, at)
-	}
-	earliest := next
-	for i := n - 1; i >= 0; i-- {
-		r.later[i], earliest = earliest, min(earliest, r.later[i])
+// lookAhead fills later; no later chunk has a packet from before next.
+func (r *reader) lookAhead(next int64) {
+	times := r.decoder.times
+	r.later = slices.Grow(r.later[:0], len(times))[:len(times)]
+	for i := len(times) - 1; i >= 0; i-- {
+		r.later[i], next = next, min(next, times[i])
 	}
 }
 
