@@ -38,8 +38,9 @@ type caseFile struct {
 	deaf map[netip.AddrPort]int
 	// folded counts stories that are told with another.
 	folded int
-	// sent counts RST segments that this host sent and did not forward.
-	sent int
+	// sent counts RST segments that this host sent and did not forward, unsure those
+	// of which nothing tells whether it did.
+	sent, unsure int
 }
 
 func newCase(inc *evidence.Incident) *caseFile {
@@ -105,6 +106,7 @@ func (c *caseFile) indexSockets(all []evidence.Socket) {
 // indexResets notes every RST and returns the addresses they came from.
 func (c *caseFile) indexResets() map[peerID]bool {
 	peers := map[peerID]bool{}
+	kept, told := 0, true
 	var g evidence.Segment
 	for i := range c.window.Packets {
 		p := &c.window.Packets[i]
@@ -113,16 +115,52 @@ func (c *caseFile) indexResets() map[peerID]bool {
 		}
 		peers[peerID{g.Src.Addr(), p.Namespace}] = true
 		r := sightOf(p, &g)
+		r.direction = c.heading(p, &g)
 		c.resets[r.resetID] = append(c.resets[r.resetID], r)
+		if p.Sighting == 0 {
+			c.countSent(p, r.direction)
+			kept, told = kept+1, told && p.Direction != evidence.DirectionUnknown
+		}
+	}
+	if !told { // of those that were not kept, any may have left as well
+		c.unsure += max(c.window.ResetCount-kept, 0)
 	}
 	return peers
+}
+
+// heading is which way a packet went. Devices without a link layer do not tell; there
+// this host's addresses do: IPv4 refuses what comes in from one of them
+// (net/ipv4/fib_frontend.c, fib_validate_source). IPv6 does not, which is one reason
+// for the limit that oriented sets.
+func (c *caseFile) heading(p *evidence.Packet, g *evidence.Segment) evidence.Direction {
+	if p.Direction != evidence.DirectionUnknown || p.Namespace != 0 {
+		return p.Direction
+	}
+	switch from, to := c.own[g.Src.Addr()], c.own[g.Dst.Addr()]; {
+	case from && !to:
+		return evidence.Sent
+	case to && !from:
+		return evidence.Received
+	}
+	return evidence.DirectionUnknown
+}
+
+// countSent counts a RST whose direction its interface did not tell.
+func (c *caseFile) countSent(p *evidence.Packet, d evidence.Direction) {
+	switch {
+	case p.Direction != evidence.DirectionUnknown || p.Namespace != 0:
+	case d == evidence.Sent:
+		c.sent++
+	case d == evidence.DirectionUnknown:
+		c.unsure++
+	}
 }
 
 func (c *caseFile) indexTTLs(peers map[peerID]bool) {
 	var g evidence.Segment
 	for i := range c.window.Packets {
 		p := &c.window.Packets[i]
-		if p.Direction != evidence.Received || evidence.ParseSegment(p, &g) != nil {
+		if evidence.ParseSegment(p, &g) != nil || c.heading(p, &g) != evidence.Received {
 			continue
 		}
 		if a := (peerID{g.Src.Addr(), p.Namespace}); peers[a] && !g.Flags.Has(evidence.RST) {

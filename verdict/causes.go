@@ -63,11 +63,11 @@ func byMechanism(c *caseFile, s *story) bool {
 	case evidence.MechanismConntrackFull:
 		p, pc := c.hostParty()
 		o.blame(p, pc.AtMost(cl.Confidence), evidence.CauseConntrackFull, cl.Confidence, "")
-	case evidence.MechanismSilent, evidence.MechanismMTUBlackhole:
-		if s.forsaken() {
-			return false
-		}
-		o.blame(evidence.Network, evidence.Possible, evidence.CausePathDrop, cl.Confidence, "")
+	case evidence.MechanismMTUBlackhole:
+		// No end drops by size what its MSS allowed (RFC 2923 section 2.1).
+		o.blame(evidence.Network, evidence.Likely, evidence.CausePathDrop, cl.Confidence, "")
+	case evidence.MechanismSilent:
+		return c.silentCause(s)
 	case evidence.MechanismProcessExit:
 		p, pc := c.party(s, s.rst.Src)
 		o.blame(p, pc.AtMost(cl.Confidence), evidence.CauseProcessDown, cl.Confidence, "")
@@ -82,6 +82,24 @@ func byMechanism(c *caseFile, s *story) bool {
 		o.blame(p, pc.AtMost(evidence.Possible), evidence.CauseTimeout, cl.Confidence, "the other side had stopped answering: its host or the path is down")
 	default:
 		return false
+	}
+	return true
+}
+
+// silentCause: nobody answered. A rule of this host, an application that took its
+// time, or the path.
+func (c *caseFile) silentCause(s *story) bool {
+	o := &s.opinion
+	switch {
+	case s.forsaken():
+		return false
+	case s.filtered && c.elsewhere(s.sender.addr.Addr(), s):
+		o.blame(evidence.Network, evidence.Likely, evidence.CausePolicy, o.claim.Confidence, "a rule decided it")
+	case s.filtered:
+		p, pc := c.party(s, s.sender.addr)
+		o.blame(p, pc, evidence.CausePolicy, o.claim.Confidence, "a rule decided it")
+	default:
+		o.blame(evidence.Network, evidence.Possible, evidence.CausePathDrop, o.claim.Confidence, "")
 	}
 	return true
 }
@@ -271,23 +289,29 @@ func (s *story) request() *seen {
 	return first
 }
 
-// pathLost: data was retransmitted without an answer before somebody gave up.
+// pathLost: data was retransmitted without an answer before somebody gave up, or a
+// part of it never arrived.
 func pathLost(c *caseFile, s *story) bool {
+	if s.rst == nil {
+		return false
+	}
 	r := s.repeats()
 	for _, v := range s.views { // what vanished on the path, only its sender saw
 		if w := v.repeats(); w.n > r.n {
 			r = w
 		}
 	}
-	if s.rst == nil || !r.gaveUpAfter(s.time()) {
+	text := ""
+	if m, ok := s.gap(); r.gaveUpAfter(s.time()) {
+		s.opinion.add(r.fact())
+		text = r.text()
+	} else if ok {
+		s.opinion.add(m.fact())
+		text = m.text()
+	} else {
 		return false
 	}
 	o := &s.opinion
-	o.add(r.fact())
-	text := fmt.Sprintf("%v had retransmitted %d times without an acknowledgment", r.from, r.n)
-	if r.blackhole() {
-		text = fmt.Sprintf("segments of %d bytes vanish on the path while smaller ones pass: a smaller MTU without ICMP", r.size)
-	}
 	if d := &s.closing; d.at != nil {
 		p, _ := c.party(s, d.by.addr)
 		c.decision(s, p, "gave up after "+seconds(d.idle))

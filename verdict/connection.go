@@ -165,10 +165,14 @@ const (
 	maxCountedReset = maxCounted + 12<<10
 )
 
-// tallySlots is a power of two, well above maxCountedReset: probes stay short.
-const tallySlots = 64 << 10
+// The sizes of the table, powers of two. Most windows fit into the small one; the
+// other is well above maxCountedReset, so that probes stay short.
+const (
+	fewTallySlots = 1 << 10
+	tallySlots    = 64 << 10
+)
 
-// tallies counts connections in an open-addressing table of fixed size.
+// tallies counts connections in an open-addressing table.
 type tallies struct {
 	slots         []tallySlot
 	used          int
@@ -185,11 +189,30 @@ type tallySlot struct {
 
 // slot is where id stands, or where it would.
 func (t *tallies) slot(id *flowID) *tallySlot {
-	for i := id.hash() % tallySlots; ; i = (i + 1) % tallySlots {
+	last := uint64(len(t.slots) - 1)
+	for i := id.hash() & last; ; i = (i + 1) & last {
 		if s := &t.slots[i]; !s.used || s.id == *id {
 			return s
 		}
 	}
+}
+
+// open gives id a slot, in the large table once the small one is half full.
+func (t *tallies) open(id *flowID) *tallySlot {
+	if t.used == fewTallySlots/2 {
+		few := t.slots
+		t.slots = make([]tallySlot, tallySlots)
+		for i := range few {
+			if few[i].used {
+				*t.slot(&few[i].id) = few[i]
+			}
+		}
+	}
+	t.used++
+	t.flows++
+	s := t.slot(id)
+	s.id, s.used = *id, true
+	return s
 }
 
 func (t *tallies) count(g *glance, d evidence.Direction, nanos int64) {
@@ -200,9 +223,7 @@ func (t *tallies) count(g *glance, d evidence.Direction, nanos int64) {
 		t.atLeast = true
 		return
 	case !s.used:
-		t.used++
-		t.flows++
-		s.id, s.used = id, true
+		s = t.open(&id)
 	case s.life.over(g):
 		t.flows++
 		s.life, s.reset, s.silence = life{}, false, silence{}

@@ -37,10 +37,25 @@ func (c *caseFile) findCrowds() {
 			c.deaf[s.flow.Server]++
 		case s.speechless():
 			c.checks[k]++
-		case s.active() && s.rst.Src == s.flow.Server:
-			c.aborts[s.rst.Src] = append(c.aborts[s.rst.Src], s.rst.Time)
+		default:
+			if t, ok := s.vacated(); ok {
+				c.aborts[s.flow.Server] = append(c.aborts[s.flow.Server], t)
+			}
 		}
 	}
+}
+
+// vacated is when the server's end was closed, by RST, or by FIN after which the
+// client's next data met no socket; ok is false if it was not, or a proxy did that.
+func (s *story) vacated() (t time.Time, ok bool) {
+	switch d := &s.closing; {
+	case s.rst == nil || s.rst.Src != s.flow.Server || s.leg != nil:
+	case s.active():
+		return s.rst.Time, true
+	case s.passive() && d.at != nil && d.by.addr == s.flow.Server:
+		return d.at.Time, true
+	}
+	return t, false
 }
 
 // notAccepted: a server that leaves requests without an answer while it leaves other
@@ -63,13 +78,15 @@ const (
 	crashWithin = 200 * time.Millisecond
 )
 
-// crashed: an acceptor's connections were reset all at once, and then its port
-// refused.
+// crashed: an acceptor's connections ended all at once, and then its port refused.
+// The kernel closes what a process leaves behind with FIN, and what it had not read
+// with RST (net/ipv4/tcp.c, __tcp_close).
 func crashed(c *caseFile, s *story) bool {
-	if !s.active() || s.rst.Src != s.flow.Server || s.leg != nil {
+	at, ok := s.vacated()
+	if !ok {
 		return false
 	}
-	at, together := s.rst.Time, 0
+	together := 0
 	for _, t := range c.aborts[s.rst.Src] {
 		if t.Sub(at).Abs() <= crashWithin {
 			together++
@@ -80,9 +97,9 @@ func crashed(c *caseFile, s *story) bool {
 		return false
 	}
 	o := &s.opinion
-	o.add(packetFact("", fmt.Sprintf("%d connections to %v were reset within %s, and it refused %d others in the window",
-		together, s.rst.Src, seconds(crashWithin), a.Refused), s.rst))
-	if s.event == nil {
+	o.add(packetFact("", fmt.Sprintf("%d connections to %v were ended within %s, and it refused %d others in the window",
+		together, s.rst.Src, seconds(crashWithin), a.Refused), s.closing.at, s.rst))
+	if s.event == nil && s.active() {
 		o.claim.Mechanism, o.claim.MechanismConfidence = evidence.MechanismProcessExit, evidence.Likely.AtMost(o.claim.Confidence)
 	}
 	p, pc := c.party(s, s.rst.Src)

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -112,3 +114,152 @@ func or[T ~string](v T) string {
 	}
 	return string(v)
 }
+
+// noCase are the words of docs/verdicts.md that no golden case says, and why.
+var noCase = map[string]string{
+	"origin local.host":                "needs two kinds of aborts at once; TestRules",
+	"origin middlebox.far":             "needs a device behind an address; TestRules",
+	"origin nat":                       "needs roles, which the cases have none of; TestTranslationLost",
+	"mechanism abort.memory":           "needs limits of the whole machine; TestKernelReasons",
+	"mechanism conntrack.full":         "needs a limit of the whole machine; TestSilence, TestConntrackIncident",
+	"mechanism injected.blind_ignored": "TestRules",
+	"cause conntrack_full":             "as conntrack.full",
+	"cause memory":                     "as abort.memory",
+	"cause protocol_mismatch":          "logs only, which the cases have none of; TestLogs",
+	"mechanism unknown":                "what is said where nothing else is",
+	"cause unknown":                    "what is said where nothing else is",
+	"origin unknown":                   "what is said where nothing else is",
+}
+
+// lookAlike names for each word a case that comes near and must not say it.
+var lookAlike = map[string]string{
+	"origin local.process":            "reject-output-at-server",
+	"origin local.kernel":             "reject-input-at-server",
+	"origin local.netfilter":          "closed-port-at-server",
+	"origin local.other_sender":       "reject-forward-at-router-packets",
+	"origin peer.process":             "inject-exact-at-client",
+	"origin peer.kernel":              "sigkill-unread-at-client",
+	"origin peer.host":                "tunnel-at-client",
+	"origin middlebox":                "linger0-at-client",
+	"origin middlebox.near":           "half-open-at-client",
+	"origin forwarded":                "conntrack-dnat-at-router",
+	"origin none":                     "closed-port-at-server",
+	"mechanism refused":               "rate-limit-reject-at-server",
+	"mechanism refused.no_listener":   "reject-input-at-server",
+	"mechanism refused.filter":        "closed-port-at-server-packets",
+	"mechanism refused.ratelimit":     "redeployed-at-client",
+	"mechanism no_socket":             "close-late-data-at-server",
+	"mechanism state_lost":            "crash-nothing-unread-at-server",
+	"mechanism state_lost.nat":        "half-open-at-router",
+	"mechanism late_data.after_close": "half-open-listener-at-server",
+	"mechanism active_abort":          "half-open-at-client",
+	"mechanism abort.unread_data":     "linger0-at-server",
+	"mechanism abort.linger0":         "close-unread-at-server",
+	"mechanism abort.killed_socket":   "purge-at-server",
+	"mechanism abort.listener_closed": "purge-at-server",
+	"mechanism abort.process_exit":    "purge-at-client",
+	"mechanism abort.keepalive":       "user-timeout-at-server",
+	"mechanism after_fin":             "half-close-then-abort-at-client",
+	"mechanism overflow.accept_queue": "rate-limit-drop-at-server",
+	"mechanism port_exhaustion":       "ports-half-used-at-client",
+	"mechanism injected.spoof":        "conntrack-dnat-at-client",
+	"mechanism timeout.silent":        "overflow-drop-at-server",
+	"mechanism mtu_blackhole":         "path-cut-at-client",
+	"cause app_abort":                 "sigkill-unread-at-server",
+	"cause timeout":                   "slow-but-no-timer-at-client",
+	"cause policy":                    "redeployed-at-client",
+	"cause process_down":              "purge-at-client",
+	"cause backlog_full":              "rate-limit-drop-at-server",
+	"cause ports_exhausted":           "ports-half-used-at-client",
+	"cause stale_reuse":               "timer-of-server-at-client",
+	"cause state_lost":                "close-late-data-at-server",
+	"cause path_drop":                 "rate-limit-drop-at-server",
+	"cause forged":                    "linger0-at-client",
+	"cause normal_close":              "client-gives-up-at-server",
+	"cause scan":                      "redeployed-at-server",
+	"cause health_check":              "turned-away-at-client",
+}
+
+// TestEveryVerdictHasCases: each word that docs/verdicts.md defines is said of one
+// case at least, and is not said of one that comes near.
+func TestEveryVerdictHasCases(t *testing.T) {
+	said := saidWords(t)
+	words := documentedWords(t)
+	for _, w := range words {
+		fires := false
+		for _, of := range said {
+			fires = fires || of[w]
+		}
+		near, listed := lookAlike[w]
+		switch _, excused := noCase[w]; {
+		case excused:
+			if fires && !strings.HasSuffix(w, "unknown") {
+				t.Errorf("%s has a case: take it out of noCase", w)
+			}
+		case !fires:
+			t.Errorf("no golden case is %s", w)
+		case !listed:
+			t.Errorf("no golden case comes near %s without being it: name one in lookAlike", w)
+		case said[near] == nil:
+			t.Errorf("%s is to be told from %s, which does not exist", w, near)
+		case said[near][w]:
+			t.Errorf("%s must not be %s", near, w)
+		}
+	}
+	for _, list := range []map[string]string{noCase, lookAlike} {
+		for w := range list {
+			if !slices.Contains(words, w) {
+				t.Errorf("%s is not in docs/verdicts.md", w)
+			}
+		}
+	}
+}
+
+// documentedWords are the origins, mechanisms and causes of docs/verdicts.md.
+func documentedWords(t *testing.T) (all []string) {
+	t.Helper()
+	b, err := os.ReadFile("../docs/verdicts.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	kinds := map[string]string{"Origins": "origin", "Mechanisms": "mechanism", "Causes": "cause"}
+	kind := ""
+	for line := range strings.Lines(string(b)) {
+		if title, ok := strings.CutPrefix(line, "## "); ok {
+			name, _, _ := strings.Cut(title, ":")
+			kind = kinds[name]
+		}
+		if m := documentedWord.FindStringSubmatch(line); m != nil && kind != "" {
+			all = append(all, kind+" "+m[1])
+		}
+	}
+	return all
+}
+
+// documentedWord is the first column of a table, or a heading.
+var documentedWord = regexp.MustCompile("^(?:\\| |#{3,4} )`([a-z0-9_.]+)`")
+
+// saidWords are what is wanted of each case, by its name.
+func saidWords(t *testing.T) map[string]map[string]bool {
+	t.Helper()
+	files, err := filepath.Glob("testdata/*/want.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := map[string]map[string]bool{}
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		words := map[string]bool{}
+		for _, m := range saidWord.FindAllStringSubmatch(string(b), -1) {
+			words["origin "+m[1]], words["mechanism "+m[2]], words["cause "+m[3]] = true, true, true
+		}
+		said[filepath.Base(filepath.Dir(file))] = words
+	}
+	return said
+}
+
+// saidWord is the head of a verdict as short writes it.
+var saidWord = regexp.MustCompile(`(?m)^(?:incident|f[0-9]+ [^ ]+ > [^ ]+): ([^ ]+) [^ ]+, ([^ ]+) [^ ]*, party [^ ]+ [^ ]*, cause ([^ ]+)`)

@@ -3,6 +3,7 @@ package verdict
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -37,20 +38,57 @@ func harmful(flows []evidence.Flow) bool {
 // counts as out of them.
 const portsUsed = 0.95
 
+// portsFull is who had all local ports to one destination in use when the host was
+// looked at, and how many there are; nil if nobody had.
+func (c *caseFile) portsFull() (*evidence.PortUse, int) {
+	for _, snap := range []*evidence.Snapshot{c.inc.At, c.inc.After} {
+		if snap == nil || snap.Implicated == nil || snap.Implicated.Ports == nil {
+			continue
+		}
+		p := snap.Implicated.Ports
+		for i := range p.Uses {
+			if u, n := &p.Uses[i], p.Available(); n > 0 && float64(u.Used) >= portsUsed*float64(n) {
+				return u, n
+			}
+		}
+	}
+	return nil, 0
+}
+
+// opener is whose the address is that opens connections: what its role says, what is
+// known of the host, or at least a client's.
+func (c *caseFile) opener(a netip.Addr, host evidence.Party, sure evidence.Confidence) (evidence.Party, evidence.Confidence) {
+	if p, ok := c.role(a); ok {
+		return p, evidence.Proven
+	}
+	if host == evidence.PartyUnknown {
+		return evidence.Client, evidence.Possible
+	}
+	return host, sure
+}
+
+// portsFired is the firing of the trigger that counts them between two looks.
+func (c *caseFile) portsFired() *evidence.Firing {
+	for i := range c.inc.Firings {
+		if f := &c.inc.Firings[i]; f.Trigger == "ports" && f.Value >= portsUsed && f.Reason != "" {
+			return f
+		}
+	}
+	return nil
+}
+
 // portsVerdict: this host has no local port left for a destination (connect(2):
 // EADDRNOTAVAIL). Nothing of that is on the wire.
 func (c *caseFile) portsVerdict() (evidence.Verdict, bool) {
 	var facts []evidence.Finding
 	where := ""
-	if c.inc.At != nil && c.inc.At.Implicated != nil && c.inc.At.Implicated.Ports != nil {
-		p := c.inc.At.Implicated.Ports
-		for _, u := range p.Uses {
-			if n := p.Available(); n > 0 && float64(u.Used) >= portsUsed*float64(n) {
-				where = fmt.Sprintf(" from %v to %v", u.Source, u.Destination)
-				facts = append(facts, socketFact("%d of %d local ports%s are in use, %d of them in TIME_WAIT", u.Used, n, where, u.TimeWait))
-				break
-			}
-		}
+	party, pc := c.hostParty()
+	if u, n := c.portsFull(); u != nil {
+		party, pc = c.opener(u.Source, party, pc)
+		where = fmt.Sprintf(" from %v to %v", u.Source, u.Destination)
+		facts = append(facts, socketFact("%d of %d local ports%s are in use, %d of them in TIME_WAIT", u.Used, n, where, u.TimeWait))
+	} else if f := c.portsFired(); f != nil {
+		facts = append(facts, socketFact("%s", f.Reason))
 	}
 	lines := 0
 	for i := range c.inc.Logs {
@@ -63,7 +101,6 @@ func (c *caseFile) portsVerdict() (evidence.Verdict, bool) {
 	if len(facts) == 0 {
 		return evidence.Verdict{}, false
 	}
-	party, pc := c.hostParty()
 	return must(evidence.Claim{
 		Origin: evidence.OriginNone, Mechanism: evidence.MechanismPortExhaustion, Layer: evidence.LayerTransport,
 		Confidence: evidence.Proven, Party: party, PartyConfidence: pc, Cause: evidence.CausePortsExhausted, CauseConfidence: evidence.Proven,

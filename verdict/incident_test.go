@@ -31,6 +31,17 @@ func TestPortsExhausted(t *testing.T) {
 	if c := Judge(uses(99)).Verdict.Claim(); c.Confidence != evidence.Likely {
 		t.Errorf("one kind of evidence is %s", c.Confidence)
 	}
+	later := uses(60)
+	later.Firings = []evidence.Firing{{Trigger: "ports", Value: 0.96, Reason: "96 of 100 ephemeral ports are in use"}}
+	later.Logs = inc.Logs
+	if c := Judge(later).Verdict.Claim(); c.Confidence != evidence.Proven {
+		t.Errorf("counted between two looks, and a log: %s", c.Confidence)
+	}
+	after := uses(60)
+	after.After = uses(97).At
+	if c := Judge(after).Verdict.Claim(); c.Cause != evidence.CausePortsExhausted {
+		t.Errorf("used up at the end: %s", c.Sentence)
+	}
 	if c := Judge(uses(60)).Verdict.Claim(); c.Cause == evidence.CausePortsExhausted {
 		t.Errorf("%s", c.Sentence)
 	}

@@ -148,10 +148,15 @@ func (c *caseFile) silentAbout(s *story) bool {
 // dropped finds the segment that a packet filter of this host threw away when it
 // made the RST.
 func (c *caseFile) dropped(s *story) *evidence.KernelEvent {
+	return c.droppedAt(s.rst.Time, s.rst.Dst, s.rst.Src)
+}
+
+// droppedAt finds a segment that a packet filter threw away about a time.
+func (c *caseFile) droppedAt(t time.Time, from, to netip.AddrPort) *evidence.KernelEvent {
 	for i := range c.inc.Kernel {
 		e := &c.inc.Kernel[i]
 		if e.Kind == evidence.SegmentDropped && e.Reason == "NETFILTER_DROP" && e.Trigger != nil &&
-			e.Time.Sub(s.rst.Time).Abs() <= joinWithin && e.Local == s.rst.Src && e.Remote == s.rst.Dst {
+			e.Time.Sub(t).Abs() <= joinWithin && e.Local == to && e.Remote == from {
 			return e
 		}
 	}

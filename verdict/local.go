@@ -15,7 +15,7 @@ import (
 // counted is the finding that this host's stack counted its own RSTs.
 func (c *caseFile) counted(s *story) (evidence.Finding, bool) {
 	out, known := c.movedFor(s, "Tcp.OutRsts")
-	if !known || c.sent == 0 || out < uint64(c.sent) {
+	if !known || c.sent == 0 || out < uint64(c.sent+c.unsure) {
 		return evidence.Finding{}, false
 	}
 	return counterFact(srcOutRsts, "OutRsts grew by %d; %s left this host: the TCP stack sent them all",
@@ -63,7 +63,7 @@ func (c *caseFile) abortsCounted(s *story, m *making) {
 	}
 	o.add(counterFact(srcClose, "TCPAbortOnClose grew by %d, TCPAbortOnData by %d, TCPAbortOnTimeout not: processes closed sockets abortively", onClose, onData))
 	// No process closed anything for the self-test's resets.
-	if onClose+onData < uint64(c.sent-c.window.OwnResets) {
+	if onClose+onData < uint64(c.sent+c.unsure-c.window.OwnResets) {
 		return
 	}
 	o.claim.Confidence = evidence.Proven
@@ -199,8 +199,7 @@ func (c *caseFile) filtered(s *story, m making, f evidence.Finding, confidence e
 	o.claim.Trigger, o.claim.Settle = m.trigger, settleFirewall
 	o.claim.Sentence = fmt.Sprintf("a packet filter rule of this host%s refused %v with RST", s.where, s.rst.Dst)
 	if r := c.rejectRule(s); r != nil {
-		o.add(evidence.Finding{Kind: evidence.KindRule, Source: "nft(8)",
-			Text: fmt.Sprintf("rule handle %d in %s %s %s matches: %s", r.Handle, r.Family, r.Table, r.Chain, r.Text)})
+		o.add(ruleFact(r))
 		o.claim.Sentence += fmt.Sprintf(": %s (handle %d)", r.Text, r.Handle)
 		if c.hook(r) == "forward" {
 			s.flow.Local = netip.AddrPort{} // it refused what this host routes
@@ -211,9 +210,20 @@ func (c *caseFile) filtered(s *story, m making, f evidence.Finding, confidence e
 	}
 }
 
+func ruleFact(r *evidence.Rule) evidence.Finding {
+	return evidence.Finding{Kind: evidence.KindRule, Source: "nft(8)",
+		Text: fmt.Sprintf("rule handle %d in %s %s %s matches: %s", r.Handle, r.Family, r.Table, r.Chain, r.Text)}
+}
+
 // rejectRule finds a rule that answers with RST and may have matched what the RST
-// answers: its ports fit and its counter, if it has one, grew or is not 0.
+// answers.
 func (c *caseFile) rejectRule(s *story) *evidence.Rule {
+	return c.matching(s, s.rst.Dst, s.rst.Src, (*evidence.Rule).Resets)
+}
+
+// matching finds a rule that may have matched a segment: its ports fit and its
+// counter, if it has one, grew or is not 0.
+func (c *caseFile) matching(s *story, from, to netip.AddrPort, does func(*evidence.Rule) bool) *evidence.Rule {
 	if !s.here() {
 		return nil
 	}
@@ -224,7 +234,7 @@ func (c *caseFile) rejectRule(s *story) *evidence.Rule {
 		rules := snap.Implicated.Rules.Rules
 		for i := range rules {
 			r := &rules[i]
-			if r.Resets() && (!r.Counted || r.Packets > 0) && portFits(r.Text, "dport", s.rst.Src.Port()) && portFits(r.Text, "sport", s.rst.Dst.Port()) {
+			if does(r) && (!r.Counted || r.Packets > 0) && portFits(r.Text, "dport", to.Port()) && portFits(r.Text, "sport", from.Port()) {
 				return r
 			}
 		}

@@ -68,18 +68,21 @@ const (
 
 // recentResets finds earlier sightings of a RST.
 type recentResets struct {
-	sights [][recentWays]resetSight
+	sights []*[recentWays]resetSight // nil where there was none
 	next   []uint8
 }
 
 func newRecentResets() recentResets {
-	return recentResets{make([][recentWays]resetSight, recentSets), make([]uint8, recentSets)}
+	return recentResets{make([]*[recentWays]resetSight, recentSets), make([]uint8, recentSets)}
 }
 
 // meet returns the earlier sighting of r itself and the RST that r relays, nil
 // where there is none. They are valid until remember is called.
 func (m *recentResets) meet(r *resetSight) (earlier, relayed *resetSight) {
-	set := &m.sights[r.set()]
+	set := m.sights[r.set()]
+	if set == nil {
+		return nil, nil
+	}
 	for i := range set {
 		o := &set[i]
 		if o.number == 0 {
@@ -97,6 +100,9 @@ func (m *recentResets) meet(r *resetSight) (earlier, relayed *resetSight) {
 
 func (m *recentResets) remember(r *resetSight) {
 	h := r.set()
+	if m.sights[h] == nil {
+		m.sights[h] = new([recentWays]resetSight)
+	}
 	m.sights[h][m.next[h]] = *r
 	m.next[h] = (m.next[h] + 1) % recentWays
 }

@@ -30,12 +30,13 @@ type Selection struct {
 	segment                    evidence.Segment // reused, so that no call allocates
 }
 
-// NewSelection makes a Selection; it holds about 8 MiB, and up to 20 MiB in a storm.
+// NewSelection makes a Selection; it holds some 100 KiB, 5 MiB of many flows, and up
+// to 20 MiB in a storm.
 func NewSelection() *Selection {
 	return &Selection{
-		tallies: tallies{slots: make([]tallySlot, tallySlots)},
+		tallies: tallies{slots: make([]tallySlot, fewTallySlots)},
 		recent:  newRecentResets(),
-		choice:  choice{at: make(map[flowID]*chosen, maxViews)},
+		choice:  choice{at: map[flowID]*chosen{}},
 		answers: answers{},
 	}
 }

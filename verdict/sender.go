@@ -18,6 +18,9 @@ func (c *caseFile) judgeSender(s *story) {
 	if f, ok := s.diagnosis(); ok {
 		s.opinion.add(f)
 	}
+	if s.rst.deduced() {
+		s.oriented()
+	}
 	for _, r := range senderRules {
 		if r(c, s) {
 			return
@@ -39,8 +42,22 @@ var senderRules = []func(*caseFile, *story) bool{
 	fromPeer,
 }
 
-// unknownDirection: on devices without a link layer the kernel's packet type
-// does not tell sent from received.
+// oriented notes that an address told which way the RST went. Without the kernel's
+// word that is not beyond doubt: who sends packets in another's name may have any.
+func (s *story) oriented() {
+	own := s.rst.Dst
+	if s.direction() == evidence.Sent {
+		own = s.rst.Src
+	}
+	s.opinion.add(packetFact("net/ipv4/fib_frontend.c", fmt.Sprintf("%s does not tell sent from received; %v is an address of this host",
+		s.rst.sightings[0].iface, own.Addr()), s.rst))
+	if s.event == nil && s.taken == nil {
+		s.opinion.limit(evidence.Likely)
+	}
+}
+
+// unknownDirection: on devices without a link layer the kernel's packet type does not
+// tell sent from received, nor do the addresses of what is only routed.
 func unknownDirection(_ *caseFile, s *story) bool {
 	d := s.direction()
 	if d != evidence.DirectionUnknown && d != evidence.Elsewhere {

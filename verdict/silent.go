@@ -3,6 +3,7 @@ package verdict
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"tcpcoroner/evidence"
@@ -80,7 +81,9 @@ func (c *caseFile) swallowed(s *story) {
 	over, _ := c.moved("TcpExt.ListenOverflows")
 	drops, _ := c.moved("TcpExt.ListenDrops")
 	l, known := c.listener(s.sender.addr)
+	_, counted := c.movedFor(s, "TcpExt.ListenDrops")
 	switch f, full := c.conntrackFull(); {
+	case c.filteredSYN(s, counted && over+drops == 0 && !full):
 	case s.here() && over+drops > 0 && (l != nil || !known):
 		o.claim.Mechanism, o.claim.Layer = evidence.MechanismQueueOverflow, evidence.LayerTransport
 		o.claim.Sentence = fmt.Sprintf("this host's kernel drops SYNs to %v: the accept queue is full", s.sender.addr)
@@ -96,10 +99,46 @@ func (c *caseFile) swallowed(s *story) {
 		o.add(f...)
 	default:
 		o.claim.Sentence = fmt.Sprintf("SYNs to %v came in here and were neither answered nor sent on", s.sender.addr)
-		c.perhapsFull(s)
+		if counted && over+drops == 0 {
+			o.exclude("a full accept queue: neither ListenOverflows nor ListenDrops grew")
+		} else {
+			c.perhapsFull(s)
+		}
 		o.claim.Settle = settleFirewall
 	}
 }
+
+// filteredSYN: this host's packet filter threw the SYNs away. The kernel says so, and
+// where nftables did it, says that; a full connection table drops at the same hooks,
+// so elsewhere a rule must fit. Without the kernel's word it must be a rule for that
+// very port that threw something away.
+func (c *caseFile) filteredSYN(s *story, noneFull bool) bool {
+	o, syn := &s.opinion, s.other.syn
+	r := c.matching(s, s.other.addr, s.sender.addr, func(r *evidence.Rule) bool { return r.Action == "drop" })
+	drop := c.droppedAt(syn.Time, s.other.addr, s.sender.addr)
+	switch {
+	case drop != nil && drop.Location == inNftables:
+		o.claim.Confidence = evidence.Proven
+	case !noneFull || r == nil || !r.Counted || drop == nil && !strings.Contains(r.Text, "dport "):
+		return false
+	}
+	if drop != nil {
+		o.add(evidence.Finding{Kind: evidence.KindKernel, Source: "net/netfilter/core.c",
+			Text: fmt.Sprintf("the packet filter threw the SYN away (%s in %s)", drop.Reason, drop.Location)})
+	}
+	s.filtered = true
+	o.claim.Settle = settleFirewall
+	o.claim.Sentence = fmt.Sprintf("a packet filter rule of this host%s drops SYNs to %v", s.where, s.sender.addr)
+	if r != nil {
+		o.add(ruleFact(r))
+		o.claim.Sentence += fmt.Sprintf(": %s (handle %d)", r.Text, r.Handle)
+	}
+	return true
+}
+
+// inNftables is the function that drops what a rule of nftables says (nf_tables_core.c).
+// What others drop is freed in nf_hook_slow, whoever it was.
+const inNftables = "nft_do_chain"
 
 // perhapsFull: a server that answers others and stays silent to some is more likely
 // full than unreachable; one that answers nobody may be anything.
@@ -236,9 +275,75 @@ const fullSize = 1200
 // blackhole tells whether only large segments vanish (RFC 2923 section 2.1).
 func (r *repeated) blackhole() bool { return r.size >= fullSize && r.small }
 
+// missing is data that never arrived, though some that follows it did.
+type missing struct {
+	from, to netip.AddrPort
+	// bytes are missing before first, the first segment behind them that came.
+	bytes uint32
+	first *seen
+	// lasted is how long they were missing.
+	lasted time.Duration
+	// large tells that full segments of the same side arrived.
+	large bool
+}
+
+// leastMissing is how long data must be missing to be more than a loss that is soon
+// repaired: the first timeout without any sample (RFC 6298 section 2).
+const leastMissing = time.Second
+
+// gap finds data that this host's end never got, by what it acknowledged; the
+// recorder may have missed it, too, but then the kernel had not.
+func (s *story) gap() (m missing, ok bool) {
+	e, to := s.sender, s.other
+	if s.flow.Local == e.addr {
+		e, to = to, e
+	}
+	if s.flow.Local != to.addr || !to.hasAcked || !e.synced {
+		return m, false
+	}
+	m.from, m.to = e.addr, to.addr
+	for _, n := range s.segments {
+		if n == s.rst {
+			break
+		}
+		if n.Src != e.addr || n.PayloadBytes <= 1 || n.direction() != evidence.Received {
+			continue
+		}
+		m.large = m.large || n.PayloadBytes >= fullSize
+		if m.first == nil && after(n.Seq, to.acked) {
+			m.first, m.bytes = n, n.Seq-to.acked
+		}
+	}
+	if m.first != nil {
+		m.lasted = s.time().Sub(m.first.Time)
+	}
+	return m, m.lasted >= leastMissing
+}
+
+func (m *missing) fact() evidence.Finding {
+	return packetFact("RFC 9293 section 3.4", fmt.Sprintf("%d bytes of %v before sequence number %d never arrived in %s, though what follows them did",
+		m.bytes, m.from, m.first.Seq, seconds(m.lasted)), m.first)
+}
+
 func (r *repeated) fact() evidence.Finding {
 	return packetFact("RFC 6298 section 5", fmt.Sprintf("%v sent %d bytes from sequence number %d on %d times in %s without an acknowledgment",
 		r.from, r.size, r.first.Seq, r.n+1, seconds(r.last.Time.Sub(r.first.Time))), r.first, r.last)
+}
+
+// text says it as a cause.
+func (r *repeated) text() string {
+	if r.blackhole() {
+		return fmt.Sprintf("segments of %d bytes vanish on the path while smaller ones pass: a smaller MTU without ICMP", r.size)
+	}
+	return fmt.Sprintf("%v had retransmitted %d times without an acknowledgment", r.from, r.n)
+}
+
+func (m *missing) text() string {
+	text := fmt.Sprintf("%d bytes of %v never arrived, though what follows them did", m.bytes, m.from)
+	if m.bytes >= fullSize && !m.large {
+		text += ": probably a smaller MTU without ICMP"
+	}
+	return text
 }
 
 // gaveUpAfter tells whether data was unanswered for long before t.

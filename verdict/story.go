@@ -3,6 +3,7 @@ package verdict
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"tcpcoroner/evidence"
@@ -23,6 +24,13 @@ type seen struct {
 type sighting struct {
 	direction evidence.Direction
 	iface     string
+	// deduced tells that the direction is known from this host's addresses only.
+	deduced bool
+}
+
+// deduced tells that no interface told which way the packet went.
+func (s *seen) deduced() bool {
+	return !slices.ContainsFunc(s.sightings, func(g sighting) bool { return !g.deduced })
 }
 
 // direction is that of the first sighting that has one: a packet of this host
@@ -94,6 +102,8 @@ type story struct {
 	// tells that there is one which continues this.
 	continues *story
 	continued bool
+	// filtered tells that a packet filter of this host dropped the SYNs.
+	filtered bool
 	// elsewhere tells that a RST which passed through came from another distance
 	// than its sender's segments.
 	elsewhere bool
@@ -195,7 +205,8 @@ func (c *caseFile) sight(s *story, p *evidence.Packet) {
 	if evidence.ParseSegment(p, &n.Segment) != nil {
 		return
 	}
-	n.sightings = []sighting{{p.Direction, c.window.InterfaceOf(p)}}
+	d := c.heading(p, &n.Segment)
+	n.sightings = []sighting{{d, c.window.InterfaceOf(p), d != p.Direction}}
 	for k := len(s.segments) - 1; k >= 0; k-- {
 		m := s.segments[k]
 		if n.Time.Sub(m.Time) > sameSegmentWithin {

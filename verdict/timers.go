@@ -130,7 +130,24 @@ func byTimer(c *caseFile, s *story) bool {
 		text += " (such as " + k + ")"
 	}
 	c.decided(s, text, evidence.CauseTimeout, confidence)
+	c.perhapsStopped(s)
 	return true
+}
+
+// perhapsStopped: a server that gave up on a client in the middle of its words cannot
+// see whether the client stopped or its segments did, of which the large ones vanish
+// first (RFC 2923 section 2.1).
+func (c *caseFile) perhapsStopped(s *story) {
+	d := &s.closing
+	if d.by.addr != s.flow.Server || d.waiting || s.flow.ClientBytes == 0 || s.flow.ServerBytes > 0 || s.flow.Local != s.flow.Server {
+		return
+	}
+	for _, n := range s.segments {
+		if n.Src == s.flow.Client && n.PayloadBytes >= fullSize {
+			return
+		}
+	}
+	s.opinion.claim.Settle = fmt.Sprintf("a capture on the host of %v: if it went on sending, its segments were lost on the path (a smaller MTU without ICMP, if only large ones were)", s.flow.Client.Addr())
 }
 
 // decided blames the side that closed first, and notes its decision.

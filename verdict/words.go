@@ -2,6 +2,7 @@ package verdict
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -147,7 +148,7 @@ func (s *story) sawRST() evidence.Finding {
 func packetFact(source, text string, packets ...*seen) evidence.Finding {
 	f := evidence.Finding{Kind: evidence.KindPacket, Text: text, Source: source}
 	for _, p := range packets {
-		if p != nil {
+		if p != nil && !slices.Contains(f.Packets, p.number) {
 			f.Packets = append(f.Packets, p.number)
 		}
 	}

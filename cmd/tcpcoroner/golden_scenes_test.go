@@ -31,6 +31,19 @@ var goldenScenes = []struct {
 	{"stale-reuse", "client", staleReuses},
 	{"client-gives-up", "server", clientGivesUp},
 	{"half-close-then-abort", "client", halfCloses},
+	{"rate-limit-reject", "server server/packets client router", rateLimitReject},
+	{"rate-limit-drop", "server server/packets client", rateLimitDrop},
+	{"redeployed", "server server/packets client", redeployed},
+	{"crash", "server server/packets client router", crash},
+	{"crash-nothing-unread", "server client", crashRead},
+	{"purge", "server client", purge},
+	{"tunnel", "server server/packets client router", tunnel},
+	{"mtu-blackhole", "client router", mtuBlackhole},
+	{"mtu-blackhole-upload", "server client", mtuUpload},
+	{"stalled-upload", "server", stalledUpload},
+	{"path-cut", "client", pathCut},
+	{"no-local-port", "client", noLocalPort},
+	{"ports-half-used", "client", portsHalfUsed},
 }
 
 // pair is a connection of a stage, both ends in this process.
@@ -38,24 +51,40 @@ type pair struct{ client, server *net.TCPConn }
 
 // pairs opens n connections to one listener on the port, 0 for any.
 func pairs(st *scenes.Stage, n, port int) (all []pair, err error) {
-	var l *net.TCPListener
-	at := netip.AddrPortFrom(st.ServerIP(), uint16(port))
-	if err := st.Server.Do(func() (err error) { l, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at)); return err }); err != nil {
+	l, err := serve(st, netip.AddrPortFrom(st.ServerIP(), uint16(port)))
+	if err != nil {
 		return nil, err
 	}
 	defer l.Close()
 	for range n {
-		var p pair
-		err := st.Client.Do(func() (err error) { p.client, err = net.DialTCP("tcp", nil, l.Addr().(*net.TCPAddr)); return err })
+		p, err := join(st, l)
 		if err != nil {
-			return nil, err
-		}
-		if p.server, err = l.AcceptTCP(); err != nil {
 			return nil, err
 		}
 		all = append(all, p)
 	}
 	return all, nil
+}
+
+// serve listens on the server.
+func serve(st *scenes.Stage, at netip.AddrPort) (l *net.TCPListener, err error) {
+	err = st.Server.Do(func() (err error) { l, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at)); return err })
+	return l, err
+}
+
+// dial connects from the client.
+func dial(st *scenes.Stage, to net.Addr) (c *net.TCPConn, err error) {
+	err = st.Client.Do(func() (err error) { c, err = net.DialTCP("tcp", nil, to.(*net.TCPAddr)); return err })
+	return c, err
+}
+
+// join makes a connection to a listener.
+func join(st *scenes.Stage, l *net.TCPListener) (p pair, err error) {
+	if p.client, err = dial(st, l.Addr()); err != nil {
+		return p, err
+	}
+	p.server, err = l.AcceptTCP()
+	return p, err
 }
 
 // each opens n connections one after the other and plays with each.

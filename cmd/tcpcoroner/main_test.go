@@ -60,6 +60,12 @@ func startDaemon(t testing.TB, ns *netlab.NS, dir string, env []string, args ...
 	} else {
 		p.Cmd = exec.Command(self(t), args...)
 	}
+	return p.recording(t, env)
+}
+
+// recording starts it, and returns when it records.
+func (p *process) recording(t testing.TB, env []string) *process {
+	t.Helper()
 	p.Env = append(append(os.Environ(), asProgram+"=1"), env...)
 	p.Stderr = p.log
 	if err := p.Start(); err != nil {
@@ -68,7 +74,7 @@ func startDaemon(t testing.TB, ns *netlab.NS, dir string, env []string, args ...
 	t.Cleanup(p.kill)
 	if !p.log.wait("msg=recording", 20*time.Second) {
 		p.kill()
-		t.Fatalf("the daemon does not record:\n%s", p.log)
+		t.Fatalf("%s does not record:\n%s", p.Args, p.log)
 	}
 	return p
 }

@@ -71,17 +71,7 @@ func startObserve(t testing.TB, ns *netlab.NS, tmp string, args ...string) *proc
 	t.Helper()
 	p := &process{log: newWatched()}
 	p.Cmd = ns.Command(context.Background(), self(t), append([]string{"observe"}, args...)...)
-	p.Env = append(os.Environ(), asProgram+"=1", "TMPDIR="+tmp)
-	p.Stderr = p.log
-	if err := p.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(p.kill)
-	if !p.log.wait("msg=recording", 20*time.Second) {
-		p.kill()
-		t.Fatalf("observe does not record:\n%s", p.log)
-	}
-	return p
+	return p.recording(t, []string{"TMPDIR=" + tmp})
 }
 
 // tcpdump captures in a namespace until stop.
