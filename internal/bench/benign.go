@@ -49,8 +49,7 @@ http {
     root DIR;
     server { listen HOST:80; listen 127.0.0.1:80; keepalive_timeout 75s; keepalive_requests 1000000; }
     server { listen HOST:81; keepalive_timeout 1s; }
-}
-`
+` + pagesConfig + "}\n"
 
 // proxyConfig is in front of the other host's web server, in three ways to end
 // connections and with three kinds of health checks.
@@ -88,9 +87,9 @@ type benignHosts struct {
 	web            *child   // the server's
 	services       []*child // in the order in which they can be stopped
 	errors         atomic.Int64
-	// gaveUp counts downloads that were left in the middle, raced the requests that
-	// met the end of their connection: both are resets that do harm.
-	gaveUp, raced atomic.Int64
+	// raced counts the requests that met the end of their connection, which is harm.
+	raced  atomic.Int64
+	surfer *surfer // nil without a browser
 }
 
 func (b *bench) benignHosts() (h *benignHosts, err error) {
@@ -106,11 +105,21 @@ func (b *bench) benignHosts() (h *benignHosts, err error) {
 	if err := h.server.on(anyCPU, func() error { return set("/proc/sys/net/ipv4/tcp_fin_timeout", seconds(finTimeout)) }); err != nil {
 		return nil, err
 	}
+	if err := h.server.slowLine(); err != nil {
+		return nil, err
+	}
 	if _, err := h.site(h.client, clientIP); err != nil {
 		return nil, err
 	}
 	if h.web, err = h.site(h.server, serverIP); err != nil {
 		return nil, err
+	}
+	if browserInstalled() {
+		dir, err := os.MkdirTemp(b.dir, "browser")
+		if err != nil {
+			return nil, fmt.Errorf("make a directory for the browser: %w", err)
+		}
+		h.surfer = &surfer{h: h, dir: dir}
 	}
 	return h, errors.Join(h.proxy(h.client, clientIP, serverIP), h.proxy(h.server, serverIP, clientIP), h.farewells())
 }
@@ -127,6 +136,9 @@ func (h *benignHosts) site(n *namespace, host string) (*child, error) {
 		if err := os.WriteFile(filepath.Join(dir, name), make([]byte, size), 0o644); err != nil {
 			return nil, fmt.Errorf("write what nginx serves: %w", err)
 		}
+	}
+	if err := writePages(dir, host); err != nil {
+		return nil, err
 	}
 	config := filepath.Join(dir, "nginx.conf")
 	if err := os.WriteFile(config, []byte(fill(siteConfig, dir, host, "")), 0o644); err != nil {

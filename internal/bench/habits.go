@@ -40,25 +40,28 @@ type habit struct {
 
 // habits are those of the client's host, but for the last, which is of the server's.
 func (h *benignHosts) habits() (client, server []*habit) {
-	return []*habit{
-			{what: "load generator: three answers, then SO_LINGER 0", every: 200 * time.Millisecond, act: h.generate},
-			{what: "prefetch that nobody reads", every: 300 * time.Millisecond, act: prefetch},
-			{what: "connection opened in advance and not used", every: 300 * time.Millisecond, act: h.later(unused, preconnect)},
-			{what: "scan: 50 closed ports in a row, and an open one", every: 10 * time.Second, act: h.fastScan()},
-			{what: "scan: a closed port now and then", every: 3 * time.Second, act: h.slowScan()},
-			{what: "request through a proxy (option httpclose)", every: 250 * time.Millisecond, act: through("8081", "page")},
-			{what: "request through a proxy (option http-server-close)", every: 250 * time.Millisecond, act: through("8082", "page", "image")},
-			{what: "request through a proxy (pooled connections)", every: 250 * time.Millisecond, act: through("8083", "page", "image")},
-			{what: "pooled connection given up when idle, SO_LINGER 0", every: 300 * time.Millisecond, act: h.later(trimmed, pooled)},
-			{what: "keep-alive that the server ends, closed late", every: 300 * time.Millisecond, act: h.later(0, closesAfter(late, "81"))},
-			{what: "TLS: the server says farewell first", every: 300 * time.Millisecond, act: farewell},
-			{what: "request on kept connections, over reloads", every: 50 * time.Millisecond, act: h.kept(4)},
-			{what: "reload of the web server", every: 20 * time.Second, act: func(context.Context) error { return h.web.cmd.Process.Signal(unix.SIGHUP) }},
-			{what: "download left in the middle", every: 7 * time.Second, act: h.giveUp},
-			{what: "deployment of a service with 60 idle connections", every: idleFor, act: h.deploy(60)},
-		}, []*habit{
-			{what: "localhost: refused over IPv6, served over IPv4", every: 500 * time.Millisecond, act: localhost},
-		}
+	client = []*habit{
+		{what: "load generator: three answers, then SO_LINGER 0", every: 200 * time.Millisecond, act: h.generate},
+		{what: "prefetch that nobody reads", every: 300 * time.Millisecond, act: prefetch},
+		{what: "connection opened in advance and not used", every: 300 * time.Millisecond, act: h.later(unused, preconnect)},
+		{what: "scan: 50 closed ports in a row, and an open one", every: 10 * time.Second, act: h.fastScan()},
+		{what: "scan: a closed port now and then", every: 3 * time.Second, act: h.slowScan()},
+		{what: "request through a proxy (option httpclose)", every: 250 * time.Millisecond, act: through("8081", "page")},
+		{what: "request through a proxy (option http-server-close)", every: 250 * time.Millisecond, act: through("8082", "page", "image")},
+		{what: "request through a proxy (pooled connections)", every: 250 * time.Millisecond, act: through("8083", "page", "image")},
+		{what: "pooled connection given up when idle, SO_LINGER 0", every: 300 * time.Millisecond, act: h.later(trimmed, pooled)},
+		{what: "keep-alive that the server ends, closed late", every: 300 * time.Millisecond, act: h.later(0, closesAfter(late, "81"))},
+		{what: "TLS: the server says farewell first", every: 300 * time.Millisecond, act: farewell},
+		{what: "request on kept connections, over reloads", every: 50 * time.Millisecond, act: h.kept(4)},
+		{what: "reload of the web server", every: 20 * time.Second, act: func(context.Context) error { return h.web.cmd.Process.Signal(unix.SIGHUP) }},
+		{what: "deployment of a service with 60 idle connections", every: idleFor, act: h.deploy(60)},
+	}
+	if h.surfer != nil {
+		client = append(client, &habit{what: "Chromium: a page or download left in the middle, or the browser closed", every: leaveEvery, act: h.surfer.leave})
+	}
+	return client, []*habit{
+		{what: "localhost: refused over IPv6, served over IPv4", every: 500 * time.Millisecond, act: localhost},
+	}
 }
 
 // live does what is due until the context ends, in the calling thread.
@@ -286,20 +289,6 @@ func (h *benignHosts) kept(n int) func(context.Context) error {
 		}
 		return nil
 	}
-}
-
-// giveUp closes while the server sends.
-func (h *benignHosts) giveUp(context.Context) error {
-	v, err := visitAt("", net.JoinHostPort(serverIP, "80"))
-	if err != nil {
-		return err
-	}
-	err = v.ask("large")
-	if err == nil {
-		_, err = io.CopyN(io.Discard, v.r, 64<<10)
-	}
-	h.gaveUp.Add(1)
-	return errors.Join(err, v.Close())
 }
 
 // idlePort is that of the service that is deployed again and again.

@@ -43,7 +43,7 @@ func parts() []part {
 		{"host", "what a web server's requests cost more", host},
 		{"kernel", "what the programs in the kernel cost connections, and a port scan", kernelPrograms},
 		{"idle", "the bill of doing nothing", idle},
-		{"benign", "resets that do no harm, for -minutes: no trigger may wake anybody", benign},
+		{"benign", "resets that do no harm, a real browser's among them, for -minutes: no trigger may wake anybody", benign},
 		{"memory", "memory under a flood of connections, freezes and flapping interfaces", memory},
 	}
 }

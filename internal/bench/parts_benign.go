@@ -82,7 +82,7 @@ func benign(ctx context.Context, b *bench) error {
 		return err
 	}
 	took := time.Since(start)
-	if err := errors.Join(onEach(all, func(j *judged) error { return j.look(ctx) }), h.stop()); err != nil {
+	if err := errors.Join(h.surfer.settle(), onEach(all, func(j *judged) error { return j.look(ctx) }), h.stop()); err != nil {
 		return err
 	}
 	after, err := ownTime()
@@ -93,7 +93,7 @@ func benign(ctx context.Context, b *bench) error {
 		return err
 	}
 	b.benignTables(slices.Concat(client, server), all, took)
-	b.benignGoals(h, all, float64(after-before)/float64(took))
+	b.benignGoals(h, all, after-before, took)
 	return onEach(all, func(j *judged) error { return j.stop() })
 }
 
@@ -345,12 +345,16 @@ func kindTable(all []*judged) table {
 	return t
 }
 
-func (b *bench) benignGoals(h *benignHosts, all []*judged, load float64) {
+func (b *bench) benignGoals(h *benignHosts, all []*judged, spent, took time.Duration) {
+	left := int64(0)
+	if h.surfer != nil { // its time is told apart
+		left, spent = h.surfer.left, spent-h.surfer.waited
+	}
 	for _, j := range all {
 		b.goal(j.fired() == 0, j.host+": no trigger fires, none is held back, no incident is stored", "%d", j.fired())
-		b.goal(j.harmful <= h.gaveUp.Load()+h.raced.Load(),
-			fmt.Sprintf("%s: nothing did harm but downloads left in the middle (%d) and requests that met the end of their connection (%d)",
-				j.host, h.gaveUp.Load(), h.raced.Load()), "%d resets", j.harmful)
+		b.goal(j.harmful <= left+h.raced.Load(),
+			fmt.Sprintf("%s: nothing did harm but pages and downloads left in the middle (%d) and requests that met the end of their connection (%d)",
+				j.host, left, h.raced.Load()), "%d resets", j.harmful)
 		for _, g := range j.groups {
 			b.say("%s: harm at port %d for %s: %v", j.host, g.Port, g.Peers, g.Kinds)
 		}
@@ -363,7 +367,21 @@ func (b *bench) benignGoals(h *benignHosts, all []*judged, load float64) {
 		b.goal(len(absent) == 0, j.host+": every harmless kind was there", "absent: %v", absent)
 	}
 	b.goal(h.errors.Load() == 0, "every habit did what it was to do", "%d failed", h.errors.Load())
+	b.browserGoals(h.surfer, took)
+	load := float64(spent) / float64(took)
 	b.goal(load <= mostLoad, fmt.Sprintf("the traffic takes less than %.0f %% of a processor", 100*mostLoad), "%.1f %%", 100*load)
+}
+
+// browserGoals tells whose aborts those of browsers were, and what they took.
+func (b *bench) browserGoals(s *surfer, took time.Duration) {
+	const what = "browsers' aborts are Chromium's"
+	if s == nil {
+		b.refuse(what, "left out: %s is not installed (apt-get install --no-install-recommends %s)", chromium, chromium)
+		return
+	}
+	b.goal(s.left > 0, what, "%d by %s", s.left, s.version)
+	load := float64(s.ran) / float64(took)
+	b.goal(load <= mostLoad, fmt.Sprintf("the browser takes less than %.0f %% of a processor", 100*mostLoad), "%.1f %%", 100*load)
 }
 
 // fired is what woke somebody, or would have.
