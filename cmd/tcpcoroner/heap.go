@@ -5,6 +5,10 @@ import (
 	"os"
 	"runtime/debug"
 	"runtime/metrics"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"tcpcoroner/evidence"
 )
@@ -63,4 +67,60 @@ func liveHeap() int64 {
 // socketsIn counts those of TCP, wherever they lead.
 func socketsIn(c *evidence.Counters) uint64 {
 	return c.Values["Sockstat.TCP.inuse"] + c.Values["Sockstat.TCP6.inuse"] + c.Values["Sockstat.TCP.tw"]
+}
+
+// forgetStart takes what only the start needed of the program out of resident memory.
+// Initialisers, tables and, where it is relocatable, relocations touch most of it, and
+// each fault maps 16 pages (do_fault_around in the kernel's mm/memory.c). The pages stay
+// in the page cache: one that is needed again costs a minor fault, never the disk, and
+// the kernel may take the others (MADV_DONTNEED in madvise(2)).
+//
+// What cannot be read costs nothing but memory.
+func forgetStart() {
+	program, err := os.Executable()
+	if err != nil {
+		return
+	}
+	list, err := os.ReadFile("/proc/self/smaps")
+	if err != nil {
+		return
+	}
+	for _, m := range parseProgram(string(list), program) {
+		_, _, _ = unix.Syscall(unix.SYS_MADVISE, m.start, m.end-m.start, unix.MADV_DONTNEED)
+	}
+}
+
+// mapping is a stretch of this process' address space.
+type mapping struct{ start, end uintptr }
+
+// parseProgram lists the mappings of a program that hold nothing but its file, from
+// the lines of proc_pid_smaps(5): "start-end perms offset device inode path", and then
+// "Name: value" of it. One with anonymous pages was written to, by relocation before it
+// became read-only or for a breakpoint (uprobes): these must stay.
+func parseProgram(list, program string) (all []mapping) {
+	var ours *mapping
+	for line := range strings.Lines(list) {
+		f := strings.Fields(line)
+		switch {
+		case len(f) > 4 && strings.Contains(f[0], "-"):
+			ours = nil
+			if (f[1] == "r--p" || f[1] == "r-xp") && strings.HasSuffix(line, " "+program+"\n") {
+				ours = parseRange(f[0])
+			}
+		case ours != nil && len(f) == 3 && f[0] == "Anonymous:" && f[1] == "0":
+			all = append(all, *ours)
+		}
+	}
+	return all
+}
+
+// parseRange reads "start-end"; nil is none.
+func parseRange(text string) *mapping {
+	from, to, _ := strings.Cut(text, "-")
+	start, err1 := strconv.ParseUint(from, 16, strconv.IntSize)
+	end, err2 := strconv.ParseUint(to, 16, strconv.IntSize)
+	if err1 != nil || err2 != nil || start >= end {
+		return nil
+	}
+	return &mapping{uintptr(start), uintptr(end)}
 }

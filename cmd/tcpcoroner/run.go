@@ -49,6 +49,7 @@ func (e *env) record(ctx context.Context, cfg config, data string) error {
 	ready := func() {
 		log.Info("recording", "version", version, "socket", e.socket, "data", data,
 			"memory", size(d.sizes.memory).String(), "export", d.exportLine())
+		forgetStart()
 	}
 	return errors.Join(d.run(ctx, ready), d.close())
 }

@@ -186,6 +186,9 @@ func memory(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
+	if err := b.install(onDisk); err != nil {
+		return err
+	}
 	s, err := startWith(ctx, b, n, usualMemory, onDisk)
 	if err != nil {
 		return err

@@ -43,7 +43,7 @@
 // # Memory
 //
 // Neither Put nor Chunks holds more than 1 MiB of a window, and of the value log's
-// mapped files, which count as resident, no more than 4 MiB are held while they
+// mapped files, which count as resident, no more than 2 MiB are held while they
 // work and none afterwards. What TestMemory measures around windows of 64 MiB in
 // chunks of 700 KiB, beside what the process had before Open: at most 11 MiB of
 // anonymous memory, most of it garbage of Badger's encoder, and 7 MiB of mapped

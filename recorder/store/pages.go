@@ -16,7 +16,7 @@ type pageBudget struct {
 }
 
 // mappedBytes is how much of the value log is touched before it is let go.
-const mappedBytes = 4 << 20
+const mappedBytes = 2 << 20
 
 func (p *pageBudget) spend(n int) {
 	if p.bytes += n; p.bytes >= mappedBytes {
