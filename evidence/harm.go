@@ -21,7 +21,8 @@ const (
 	HarmScan
 	// HarmStartup is a refused connection that was not tried again and again.
 	HarmStartup
-	// HarmDuplicate is a further reset of a connection that was reset just before.
+	// HarmDuplicate is a further reset of a connection that was reset just before, or
+	// of the other connections of a page that a client left: up to six are one loss.
 	HarmDuplicate
 	// HarmIgnored is a reset that a receiver ignores: it is outside of the window or
 	// not exactly the next byte (RFC 5961, 3.2).

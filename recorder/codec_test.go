@@ -173,6 +173,36 @@ func TestQuickWritesTheSame(t *testing.T) {
 	}
 }
 
+// What the quick path does not know it leaves alone, whatever else the header has.
+func TestQuickLeavesTheRest(t *testing.T) {
+	var b [quickHead]byte
+	copy(b[:], []byte{0x45, 3: quickHead, 6: 0x40, 8: 64, 9: protoTCP, 12: 10, 15: 1, 16: 10, 19: 2, 20: 0x9c, 0x40, 0x1f, 0x90})
+	copy(b[32:], []byte{0x80, flagACK, 1, 0, 8: 1, 1, 8, 10})
+	sum := func(b []byte) []byte {
+		clear(b[10:12])
+		clear(b[36:38])
+		binary.LittleEndian.PutUint16(b[10:], ^fold(sum64(b[:ip4Head])))
+		binary.LittleEndian.PutUint16(b[36:], ^fold(sum64(b[12:])+pseudo(quickHead-ip4Head)))
+		return b
+	}
+	e, m := mustEncoder(), &Meta{WireBytes: quickHead}
+	defer func() { _ = e.close() }()
+	e.general(m, sum(b[:]))
+	if !e.quick(m, b[:]) {
+		t.Fatal("an acknowledgement does not go the quick way")
+	}
+	for _, c := range []struct{ at, bits int }{{0, 0xff}, {6, 0xbf}, {7, 0xff}, {9, 0xff}, {32, 0xff},
+		{33, flagFIN | flagSYN | flagRST | flagURG}, {38, 0xff}, {39, 0xff}, {40, 0xff}, {41, 0xff}, {42, 0xff}, {43, 0xff}} {
+		for bit := 1; bit < 256; bit <<= 1 {
+			if wrong := b; c.bits&bit != 0 {
+				if wrong[c.at] ^= byte(bit); e.quick(m, sum(wrong[:])) {
+					t.Errorf("byte %d with bit %#x changed went the quick way", c.at, bit)
+				}
+			}
+		}
+	}
+}
+
 func TestRoundTripOfNonsense(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	tr := newTraffic(99)

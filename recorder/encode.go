@@ -61,7 +61,7 @@ type encoder struct {
 	slots
 	memory  []byte // of the columns
 	columns [columns]column
-	index   []uint64 // by hash: its other half, and flow number + 1
+	index   []uint32 // by hash: its highest bits, and flow number + 1, see placed
 	seed    uint64
 	known   map[Path]uint16
 	fields  fields
@@ -75,8 +75,9 @@ type encoder struct {
 	// reach is the part of the index in use, less one: small as long as there are
 	// few flows, so that it stays in the processor's cache.
 	reach uint64
-	// place is where in the index find ended, and tag what it looked for there.
-	place, tag uint64
+	// place is where in the index find ended, and tag the bits that it looked for there.
+	place uint64
+	tag   uint32
 	// side is that of the packet.
 	side uint8
 }
@@ -85,6 +86,8 @@ const (
 	// indexSize leaves half of the index empty.
 	indexSize  = 2 * maxFlows
 	firstReach = 1<<10 - 1
+	// placed are the bits of the index with the number: the others are of the hash.
+	placed = 2*maxFlows - 1
 )
 
 // encoderBytes is the memory that an encoder takes, about, in bytes: the flows
@@ -98,7 +101,7 @@ func newEncoder(seed uint64) (*encoder, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &encoder{memory: memory, slots: newSlots(), index: make([]uint64, indexSize), seed: seed | 1, known: make(map[Path]uint16, 64)}
+	e := &encoder{memory: memory, slots: newSlots(), index: make([]uint32, indexSize), reach: firstReach, seed: seed | 1, known: make(map[Path]uint16, 64)}
 	for i := range e.columns {
 		e.columns[i].b = memory[i*columnBytes : (i+1)*columnBytes : (i+1)*columnBytes]
 	}
@@ -109,9 +112,12 @@ func newEncoder(seed uint64) (*encoder, error) {
 func (e *encoder) close() error { return unix.Munmap(e.memory) }
 
 func (e *encoder) reset() {
-	e.slots.reset()
 	clear(e.index[:e.reach+1])
-	e.reach = firstReach
+	// The next chunk is likely to have as many flows.
+	for e.reach > firstReach && 4*uint64(len(e.flows)) <= e.reach {
+		e.reach /= 2
+	}
+	e.slots.reset()
 	clear(e.known)
 	for i := range e.columns {
 		e.columns[i].n = 0
@@ -208,7 +214,8 @@ func (e *encoder) record(m *Meta) (again bool) {
 	}
 	milli := uint32(m.Nanos / 1e6)
 	path := me.path
-	if !me.seen || !e.paths[path].same(&m.Path) {
+	// That of a new side is its template's: most connections to one port come one way.
+	if int(path) >= len(e.paths) || !e.paths[path].same(&m.Path) {
 		path = e.path(&m.Path)
 		if me.seen && e.isAgain(me, m, milli) {
 			e.again(f, mask, path)
@@ -428,19 +435,21 @@ func (e *encoder) masks(f *flow, mask, more, rare uint8) {
 // find finds a flow, nil if it is new.
 func (e *encoder) find(k *key) *flow {
 	h := e.hash(k)
-	e.tag = h &^ 0xffffffff
+	e.tag = indexTag(h)
 	for i := h; ; i++ {
 		e.place = i & e.reach
 		switch n := e.index[e.place]; {
 		case n == 0:
 			return nil
-		case n&^0xffffffff == e.tag:
-			if f := &e.flows[uint32(n)-1]; e.isOf(f, k) {
+		case n&^placed == e.tag:
+			if f := &e.flows[n&placed-1]; e.isOf(f, k) {
 				return f
 			}
 		}
 	}
 }
+
+func indexTag(hash uint64) uint32 { return uint32(hash>>32) &^ placed }
 
 // hash is the same for both ways of a flow. It is keyed with a random seed: who
 // sends packets must not choose where their flows collide.
@@ -499,7 +508,7 @@ func (e *encoder) open(k *key) *flow {
 	c.signed(int64(int16(sourcePort(k) - sourcePort(last))))
 	f := e.slots.open(k)
 	if 2*uint64(len(e.flows)) <= e.reach {
-		e.index[e.place] = e.tag | uint64(len(e.flows))
+		e.index[e.place] = e.tag | uint32(len(e.flows))
 	} else {
 		e.widen()
 	}
@@ -517,7 +526,7 @@ func (e *encoder) widen() {
 		for e.index[i] != 0 {
 			i = (i + 1) & e.reach
 		}
-		e.index[i] = h&^0xffffffff | uint64(n+1)
+		e.index[i] = indexTag(h) | uint32(n+1)
 	}
 }
 

@@ -21,12 +21,15 @@ type state struct {
 // flow is a connection inside one chunk: three lines of cache. Its side 0 is the
 // sender of its first packet.
 type flow struct {
-	key      key
-	number   uint32
-	tracked  uint32 // where harm has it, if it is still there
-	template uint8
-	_        [14]byte
-	sides    [2]state
+	key     key
+	number  uint32
+	tracked uint32 // where harm has it, if it is still there; or a state, see flowOpening
+	// isn and opened, in milliseconds, are of the SYN that it began with, if tracked is
+	// flowOpening.
+	isn, opened uint32
+	template    uint8
+	_           [6]byte
+	sides       [2]state
 }
 
 // template is how connections to one service begin: the first packet of each side.
@@ -80,9 +83,10 @@ func (s *slots) reset() {
 
 // open adds a flow with the key of its first packet.
 func (s *slots) open(k *key) *flow {
-	s.flows = append(s.flows, flow{})
-	f := &s.flows[len(s.flows)-1]
-	f.key, f.number, f.template = *k, uint32(len(s.flows)-1), k.template()
+	n := len(s.flows)
+	s.flows = s.flows[:n+1]
+	f := &s.flows[n]
+	f.key, f.number, f.tracked, f.template = *k, uint32(n), 0, k.template()
 	f.sides = s.templates[f.template].sides
 	f.sides[0].seen, f.sides[1].seen = false, false
 	return f

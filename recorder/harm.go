@@ -15,11 +15,13 @@ import (
 // of the open chunk at a reset, of others as they were when sealed. Its memory is
 // fixed, of which the oldest is used again.
 type harm struct {
-	memory []byte
-	flows  []tracked
-	marks  []mark
-	seed   uint64
-	tally  harmTally
+	memory             []byte
+	flows              []tracked
+	services, refusals marks
+	seed               uint64
+	tally              harmTally
+	// elsewhere tells that other network namespaces than the recorder's are recorded.
+	elsewhere bool
 	// changed tells that the tally is not as it was published.
 	changed bool
 	// off tells that a packet was scored when it was counted; blind that not all
@@ -54,42 +56,46 @@ const (
 	lastWords = 12
 )
 
-// mark remembers one fact about one thing for a while, both by hash.
-type mark struct {
-	tag, at uint32
-	value   uint64
-}
-
 const (
-	harmWays  = 4
-	harmMarks = 8 << 10
+	harmWays = 4
 	// harmShare of the memory is for tracked connections, within bounds.
 	harmShare = 32
 	leastHarm = 256 << 10
 	mostHarm  = 4 << 20
 )
 
+const (
+	trackedBytes = int(unsafe.Sizeof(tracked{}))
+	markBytes    = int(unsafe.Sizeof(mark{}))
+)
+
+// harmFlows is how many connections are tracked, a power of two.
+func harmFlows(memory int) int {
+	n := min(max(memory/harmShare, leastHarm), mostHarm)
+	return 1 << (bits.Len(uint(n)) - 1) / trackedBytes
+}
+
 // harmBytes is the memory that scoring takes of a budget, in bytes.
 func harmBytes(memory int) int {
-	n := min(max(memory/harmShare, leastHarm), mostHarm)
-	return 1<<(bits.Len(uint(n))-1) + harmMarks*int(unsafe.Sizeof(mark{}))
+	return harmFlows(memory)*trackedBytes + (harmServices+harmRefusals)*markBytes
 }
 
 // newHarm makes it for a budget in bytes. The seed is random: who sends packets must
 // not choose what is forgotten.
 func newHarm(memory int, seed uint64) (*harm, error) {
-	n := harmBytes(memory)
-	b, err := anonymous(n)
+	b, err := anonymous(harmBytes(memory))
 	if err != nil {
 		return nil, err
 	}
-	flows := (n - harmMarks*int(unsafe.Sizeof(mark{}))) / int(unsafe.Sizeof(tracked{}))
-	at := flows * int(unsafe.Sizeof(tracked{}))
+	flows := harmFlows(memory)
+	services := flows * trackedBytes
+	refusals := services + harmServices*markBytes
 	return &harm{
 		memory: b, seed: seed | 1,
 		// The memory is a page's multiple, zero, and holds no pointers.
-		flows: unsafe.Slice((*tracked)(unsafe.Pointer(&b[0])), flows),
-		marks: unsafe.Slice((*mark)(unsafe.Pointer(&b[at])), harmMarks),
+		flows:    unsafe.Slice((*tracked)(unsafe.Pointer(&b[0])), flows),
+		services: unsafe.Slice((*mark)(unsafe.Pointer(&b[services])), harmServices),
+		refusals: unsafe.Slice((*mark)(unsafe.Pointer(&b[refusals])), harmRefusals),
 	}, nil
 }
 
@@ -102,7 +108,7 @@ func (h *harm) distrust(nanos int64) { h.trusted = nanos }
 // find returns what is known of a connection, nil if nothing is. f is what the open
 // chunk knows of it, nil if nothing: it remembers where to look first.
 func (h *harm) find(tag uint64, f *flow) *tracked {
-	if f != nil {
+	if f != nil && f.tracked < uint32(len(h.flows)) {
 		if t := &h.flows[f.tracked]; t.tag == tag {
 			return t
 		}
@@ -191,7 +197,7 @@ func (t *tracked) guess(k *key) {
 // segment is a control segment on its way into the score.
 type segment struct {
 	key      *key
-	hash     uint64 // of addresses and ports, the same both ways
+	hasher   *encoder
 	seq, ack uint32
 	payload  uint32 // 0 if it was not taken apart
 	flags    uint8
@@ -204,13 +210,22 @@ type segment struct {
 	side uint8
 }
 
-func (s *segment) tag() uint64 {
-	return (s.hash^uint64(s.key.space)*0x9e3779b97f4a7c15)&^1 | 1 // never 0
-}
+// hash is of addresses and ports, the same both ways.
+func (s *segment) hash() uint64 { return s.hasher.hash(s.key) }
+
+func (s *segment) tag() uint64 { return tagOf(s.hash(), s.key) }
+
+// tagOf names a connection by its hash, never 0.
+func tagOf(hash uint64, k *key) uint64 { return hash ^ uint64(k.space)*0x9e3779b97f4a7c15 | 1 }
 
 // control takes a segment with SYN, FIN or RST.
 func (h *harm) control(s *segment) {
-	t := h.find(s.tag(), s.flow)
+	h.changed = true
+	h.elsewhere = h.elsewhere || uint16(s.key.space) != 0
+	t, done := h.early(s)
+	if done {
+		return
+	}
 	switch {
 	case s.flags&flagRST != 0:
 		t = h.reset(s, t)
@@ -222,7 +237,6 @@ func (h *harm) control(s *segment) {
 	if s.flow != nil && t != nil {
 		s.flow.tracked = t.place
 	}
-	h.changed = true
 }
 
 func (h *harm) syn(s *segment, t *tracked) *tracked {
@@ -246,7 +260,7 @@ func (h *harm) syn(s *segment, t *tracked) *tracked {
 		t.isn[1] = s.seq
 		t.bits |= hasISN << 1
 		if s.key.space < space6 {
-			m, _ := h.markOf(h.listener(s.key), s.milli, fallbackFor)
+			m, _ := h.services.of(h.listener(s.key), s.milli, fallbackFor)
 			m.at, m.value = s.milli, 1
 		}
 	}
@@ -316,16 +330,24 @@ func (h *harm) reset(s *segment, t *tracked) *tracked {
 	r.known = known || ends[0].ok || ends[1].ok
 	r.describe(s, t, &ends, me)
 	h.lookUp(s, &r)
-	kind, score := r.judge()
-	if kind != evidence.HarmIgnored {
+	if h.count(s, &r, me^1) != evidence.HarmIgnored {
 		h.served(s, t, me)
 		t.bits |= hasReset
 		t.last = s.milli
 		h.countClose(t)
 	}
-	p := peersOf(s.key, me^1, s.peer(me))
-	h.tally.add(kind, score, &p, s.milli)
 	return t
+}
+
+// count adds a reset to the tally. server is the end that serves, 0 for the source.
+func (h *harm) count(s *segment, r *ended, server uint8) evidence.HarmKind {
+	kind, score := r.judge()
+	if (kind == evidence.HarmDataLost || kind == evidence.HarmMidstream) && r.left() && h.leftTogether(s) {
+		kind, score = evidence.HarmDuplicate, scoreBenign
+	}
+	p := peersOf(s.key, server, s.peer(server^1))
+	h.tally.add(kind, score, &p, s.milli)
+	return kind
 }
 
 // peer tells which end of the segment is not on this host, 0 for the source; the
@@ -372,27 +394,44 @@ func (t *tracked) end(i uint8) reached {
 
 // carry keeps what an open chunk knows of its connections, before it is forgotten.
 func (h *harm) carry(e *encoder) {
-	if h.blind {
-		return
-	}
+	scan := len(e.flows) > maxFlows/4 // what it found closed is not worth the memory
 	for i := range e.flows {
 		f := &e.flows[i]
-		s := segment{key: &f.key, hash: e.hash(&f.key)}
-		t := h.find(s.tag(), f)
-		if t == nil {
-			if !f.sides[0].seen || !f.sides[1].seen {
-				continue
-			}
-			t = h.open(s.tag(), f.sides[0].milli)
-			t.guess(&f.key)
-		}
-		if t.bits&hasReset != 0 {
+		early, refused := f.tracked >= flowRefused, f.tracked == flowRefused
+		if scan && refused || h.blind && !early {
 			continue
 		}
-		client := t.side(&f.key)
-		t.keep(client, &f.sides[0])
-		t.keep(client^1, &f.sides[1])
+		tag := tagOf(e.hash(&f.key), &f.key)
+		t := h.find(tag, f)
+		if early {
+			t = h.adopt(e, f, t)
+		}
+		if refused {
+			t.bits |= hasReset | hasClosed
+		}
+		if !h.blind {
+			h.carryFlow(f, t, tag)
+		}
 	}
+}
+
+// carryFlow keeps the states of a flow, where t is what is known of the connection, nil
+// if nothing is.
+func (h *harm) carryFlow(f *flow, t *tracked, tag uint64) {
+	a, b := &f.sides[0], &f.sides[1]
+	if t == nil {
+		if !a.seen || !b.seen || (a.flags|b.flags)&flagRST != 0 {
+			return
+		}
+		t = h.open(tag, a.milli)
+		t.guess(&f.key)
+	}
+	if t.bits&hasReset != 0 {
+		return
+	}
+	client := t.side(&f.key)
+	t.keep(client, a)
+	t.keep(client^1, b)
 }
 
 func (t *tracked) keep(i uint8, st *state) {
@@ -524,119 +563,6 @@ func sentBytes(d uint32) int64 {
 // positive is a difference of sequence numbers, 0 if it is negative.
 func positive(d uint32) int64 { return max(int64(int32(d)), 0) }
 
-// The things that are marked.
-const (
-	markService = iota + 1 // a port that serves: when it did last
-	markSource             // a client: the ports that it found closed, as a set
-	markTries              // a client and a port: how often it was refused
-	markCopy               // a reset, to know it again in another namespace
-	markAnswer             // a port that accepted a connection over IPv4
-)
-
-const (
-	servingFor = 3600_000 // milliseconds
-	triesFor   = 10_000
-	copiedFor  = 1000
-	// fallbackFor is how long after an answer over IPv4 nobody misses one over IPv6.
-	fallbackFor = 5000
-	// scanPorts is how many ports make a scan.
-	scanPorts = 10
-)
-
-// service is the mark of an end of the segment that accepts connections: 0 is the
-// source.
-func (h *harm) service(k *key, end uint8) uint64 {
-	return h.mix(h.address(k, end), markService|uint64(portOf(k, end))<<8|uint64(k.space)<<32)
-}
-
-// listener is the mark of the port that the segment comes from, on whatever address.
-func (h *harm) listener(k *key) uint64 {
-	return h.mix(uint64(portOf(k, 0))|uint64(k.space&^space6)<<16, markAnswer)
-}
-
-// address is an end of the segment without its port.
-func (h *harm) address(k *key, end uint8) uint64 {
-	if k.space < space6 {
-		return uint64(uint32(k.words[0] >> (32 * end)))
-	}
-	return h.mix(k.words[2*end], k.words[2*end+1])
-}
-
-func (h *harm) mix(a, b uint64) uint64 {
-	v := (a ^ b*h.seed) * 0x9e3779b97f4a7c15
-	return (v ^ v>>29) * h.seed
-}
-
-// markOf finds a mark that is not older than life, or makes a new one.
-func (h *harm) markOf(hash uint64, milli, life uint32) (m *mark, fresh bool) {
-	at := hash >> 40 & (harmMarks/harmWays - 1) * harmWays
-	b := h.marks[at : at+harmWays]
-	tag := uint32(hash) | 1
-	oldest := &b[0]
-	for i := range b {
-		if b[i].tag == tag {
-			if milli-b[i].at <= life {
-				return &b[i], false
-			}
-			oldest = &b[i]
-			break
-		}
-		if milli-b[i].at > milli-oldest.at {
-			oldest = &b[i]
-		}
-	}
-	*oldest = mark{tag: tag, at: milli}
-	return oldest, true
-}
-
-// served marks a service of which the end of a connection shows that it said
-// something: one that is only checked for its health serves nobody.
-func (h *harm) served(s *segment, t *tracked, sender uint8) {
-	said := s.ack
-	if sender == 1 {
-		said = s.seq
-	}
-	if t.bits&(hasISN<<1) == 0 || sentBytes(said-t.isn[1]-2) == 0 {
-		return
-	}
-	m, _ := h.markOf(h.service(s.key, sender^1), s.milli, servingFor)
-	m.at, m.value = s.milli, 1
-}
-
-// copied tells whether the same segment was seen a moment ago, in another
-// namespace or behind a device that changed its TTL.
-func (h *harm) copied(s *segment) bool {
-	_, fresh := h.markOf(h.mix(s.hash^uint64(s.flags), markCopy^uint64(s.seq)<<8^uint64(s.ack)<<32), s.milli, copiedFor)
-	return !fresh
-}
-
-// lookUp asks the marks about a connection that was refused.
-func (h *harm) lookUp(s *segment, r *ended) {
-	if r.duplicate || r.ignored || !r.opening || r.fromClient {
-		return
-	}
-	const server, client = 0, 1 // ends of the segment
-	r.serving = h.has(h.service(s.key, server), s.milli, servingFor)
-	r.fallback = s.key.space >= space6 && h.has(h.listener(s.key), s.milli, fallbackFor)
-	source, _ := h.markOf(h.mix(h.address(s.key, client), markSource), s.milli, triesFor)
-	source.value |= 1 << (h.mix(uint64(portOf(s.key, server)), markSource) >> 58)
-	r.scanner = bits.OnesCount64(source.value) > scanPorts
-	hash := h.mix(h.address(s.key, client), h.service(s.key, server))
-	tries, _ := h.markOf(h.mix(hash, markTries), s.milli, triesFor)
-	tries.value++
-	r.tries = uint32(tries.value)
-}
-
-func (h *harm) has(hash uint64, milli, life uint32) bool {
-	at := hash >> 40 & (harmMarks/harmWays - 1) * harmWays
-	for _, m := range h.marks[at : at+harmWays] {
-		if m.tag == uint32(hash)|1 && milli-m.at <= life {
-			return m.value != 0
-		}
-	}
-	return false
-}
-
 // bare scores a control segment that is not taken apart, or that is counted before
 // it is stored. Of other packets it does nothing. reset is what Cut says.
 func (h *harm) bare(e *encoder, m *Meta, b []byte, reset bool) {
@@ -654,13 +580,11 @@ func (h *harm) bare(e *encoder, m *Meta, b []byte, reset bool) {
 	}
 	k := keyOf(b, at, m.Path.Namespace)
 	s := segment{
-		key: &k, hash: e.hash(&k), seq: binary.BigEndian.Uint32(t[4:]), ack: binary.BigEndian.Uint32(t[8:]),
+		key: &k, hasher: e, seq: binary.BigEndian.Uint32(t[4:]), ack: binary.BigEndian.Uint32(t[8:]),
 		flags: t[13], nanos: m.Nanos, milli: uint32(m.Nanos / 1e6), to: m.Path.Direction,
 	}
-	if !h.blind {
-		s.flow = e.find(&k)
-		s.side = e.side
-	}
+	s.flow = e.find(&k)
+	s.side = e.side
 	h.control(&s)
 }
 
@@ -668,7 +592,7 @@ func (h *harm) bare(e *encoder, m *Meta, b []byte, reset bool) {
 func (h *harm) taken(e *encoder, f *flow, m *Meta, milli uint32) {
 	p := &e.fields
 	h.control(&segment{
-		key: &p.key, hash: e.hash(&p.key), seq: p.seq, ack: p.ack,
+		key: &p.key, hasher: e, seq: p.seq, ack: p.ack,
 		payload: p.payload, flags: p.flags, nanos: m.Nanos, milli: milli, to: m.Path.Direction, flow: f, side: e.side,
 	})
 }

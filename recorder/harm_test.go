@@ -2,6 +2,7 @@ package recorder
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"strconv"
 	"testing"
@@ -276,6 +277,50 @@ var talks = []struct {
 		c.say(0, sSYN, 0)
 		c.raw(1, sRST, 0, c.seq[0], 0)
 	}, map[evidence.HarmKind]uint64{evidence.HarmHealthCheck: 1, evidence.HarmStartup: 1}},
+	{"refused in the next chunk", func(c *talk) {
+		c.say(0, sSYN, 0).seal().raw(1, sRST, 0, c.seq[0], 0)
+	}, one(evidence.HarmStartup)},
+	{"refused after another SYN", func(c *talk) {
+		c.say(0, sSYN, 0).wait(1000).raw(0, sSYN, c.seq[0]-1, 0, 0)
+		c.raw(1, sRST, 0, c.seq[0], 0)
+	}, one(evidence.HarmStartup)},
+	{"refused, sent again, refused", func(c *talk) {
+		for range 2 {
+			c.wait(500).raw(0, sSYN, 99, 0, 0)
+			c.raw(1, sRST, 0, 100, 0)
+		}
+	}, map[evidence.HarmKind]uint64{evidence.HarmStartup: 1, evidence.HarmDuplicate: 1}},
+	{"refused twice", func(c *talk) {
+		c.say(0, sSYN, 0).raw(1, sRST, 0, c.seq[0], 0)
+		c.raw(1, flagRST, 1, 0, 0)
+		c.say(0, sFIN, 0).raw(0, flagRST, c.seq[0], 0, 0)
+	}, map[evidence.HarmKind]uint64{evidence.HarmStartup: 1, evidence.HarmDuplicate: 2}},
+	{"refused, then accepted", func(c *talk) {
+		c.say(0, sSYN, 0).raw(1, sRST, 0, c.seq[0], 0)
+		c.seq[0] += 5000
+		c.wait(1000).open().request().say(1, sRST, 0)
+	}, map[evidence.HarmKind]uint64{evidence.HarmStartup: 1, evidence.HarmUnanswered: 1}},
+	{"refused with payload", func(c *talk) {
+		c.say(0, sSYN, 0).raw(1, sRST, 0, c.seq[0], 8)
+	}, one(evidence.HarmStartup)},
+	{"refused in two namespaces", func(c *talk) {
+		d := newTalk(c.scorer, c.ends[0].String(), c.ends[1].String())
+		d.namespace = 3
+		c.say(0, sSYN, 0)
+		d.say(0, sSYN, 0)
+		c.raw(1, sRST, 0, c.seq[0], 0)
+		d.raw(1, sRST, 0, d.seq[0], 0)
+	}, map[evidence.HarmKind]uint64{evidence.HarmStartup: 1, evidence.HarmDuplicate: 1}},
+	{"given up before the answer", func(c *talk) {
+		c.say(0, sSYN, 0).wait(50).raw(0, flagRST, c.seq[0], 0, 0)
+	}, one(evidence.HarmHealthCheck)},
+	{"given up later", func(c *talk) {
+		c.say(0, sSYN, 0).wait(1000).raw(0, sSYN, c.seq[0]-1, 0, 0)
+		c.wait(50).raw(0, flagRST, c.seq[0], 0, 0)
+	}, one(evidence.HarmPreconnect)},
+	{"answered in the next chunk", func(c *talk) {
+		c.say(0, sSYN, 0).hears(1).seal().say(1, sSYN|sACK, 0).hears(0).say(0, sACK, 0).request().say(1, sRST, 0)
+	}, one(evidence.HarmUnanswered)},
 	{"scan", func(c *talk) {
 		for port := range uint16(40) {
 			c.ends[1] = netip.AddrPortFrom(c.ends[1].Addr(), 20000+port*7)
@@ -377,6 +422,41 @@ func TestHarmOfAFallback(t *testing.T) {
 	}
 }
 
+// A client that leaves a page leaves up to six connections: one loss. What another
+// client leaves, or the same one later or in masses, is another.
+func TestHarmOfAPageLeft(t *testing.T) {
+	for _, test := range []struct {
+		name        string
+		connections int
+		wait        int // milliseconds between them
+		clients     int
+		last        uint8 // what the client says
+		harmful     uint64
+	}{
+		{"a page, with answers unread", 6, 5, 1, sRST, 1},
+		{"a page, closed", 6, 5, 1, sFIN, 1},
+		{"pages, one after the other", 6, 2000, 1, sRST, 6},
+		{"a client that drops all it has", 50, 5, 1, sRST, 9},
+		{"a client that drops twelve a second", 50, 80, 1, sRST, 9},
+		{"many clients", 6, 5, 6, sRST, 6},
+	} {
+		s := newScorer(t)
+		nanos := base.UnixNano()
+		for i := range test.connections {
+			c := newTalk(s, fmt.Sprintf("192.0.2.%d:%d", 1+i%test.clients, 40000+i), "198.51.100.1:443")
+			c.nanos = nanos
+			c.open().request().say(1, sACK, 1400).hears(0).say(0, sACK, 0).say(1, sACK, 1400).say(0, test.last, 0)
+			if test.last == sFIN {
+				c.say(1, sACK, 1400).say(0, flagRST, 0)
+			}
+			nanos = c.nanos + int64(test.wait)*1e6
+		}
+		if got := s.Sample().Kinds; got.Harmful() != test.harmful || got[evidence.HarmDuplicate] != uint64(test.connections)-test.harmful {
+			t.Errorf("%s: kinds %v", test.name, got)
+		}
+	}
+}
+
 func TestHarmGroups(t *testing.T) {
 	s := newScorer(t)
 	newTalk(s, "192.0.2.7:40000", "198.51.100.1:8080").open().request().say(1, sRST, 0)
@@ -409,6 +489,14 @@ func TestHarmGroupsAreBounded(t *testing.T) {
 	s := tally.sample()
 	if len(s.Groups) != harmGroups || s.Evicted != 10 || s.Groups[0].Port != harmGroups || s.Groups[10].Port != 10 {
 		t.Errorf("%d groups, %d evicted, ports %d, %d", len(s.Groups), s.Evicted, s.Groups[0].Port, s.Groups[10].Port)
+	}
+	for i := 10; i < harmGroups+10; i++ {
+		tally.add(evidence.HarmStartup, 30, &harmPeers{port: uint16(i)}, uint32(harmGroups+i))
+	}
+	for _, g := range tally.sample().Groups {
+		if g.Kinds[evidence.HarmStartup] != 1 {
+			t.Errorf("the group of port %d was not found again", g.Port)
+		}
 	}
 }
 

@@ -18,6 +18,9 @@ type harmTally struct {
 	evicted          uint64
 	used             int
 	groups           [harmGroups]harmGroup
+	// chains find a group by its hash: the number of the first one, and in the group
+	// that of the next one, both plus 1.
+	chains [2 * harmGroups]uint8
 }
 
 // harmPeers names a group: evidence.HarmGroup in fixed bytes.
@@ -30,6 +33,7 @@ type harmPeers struct {
 
 type harmGroup struct {
 	harmPeers
+	next  uint8
 	last  uint32 // milliseconds
 	kinds [evidence.HarmKinds]uint32
 }
@@ -49,30 +53,52 @@ func (t *harmTally) add(kind evidence.HarmKind, score uint8, p *harmPeers, milli
 }
 
 func (t *harmTally) find(p *harmPeers) *harmGroup {
-	for i := range t.groups[:t.used] {
-		if t.groups[i].harmPeers == *p {
-			return &t.groups[i]
+	for n := *t.chain(p); n != 0; n = t.groups[n-1].next {
+		if g := &t.groups[n-1]; g.harmPeers == *p {
+			return g
 		}
 	}
 	return nil
 }
 
+// chain is where the groups of a hash begin.
+func (t *harmTally) chain(p *harmPeers) *uint8 {
+	v := (binary.LittleEndian.Uint64(p.net[:]) ^ uint64(p.port)<<40) * 0x9e3779b97f4a7c15
+	return &t.chains[v>>48%uint64(len(t.chains))]
+}
+
 // open makes a group known, in the place of the one that was quiet longest.
 func (t *harmTally) open(p *harmPeers, milli uint32) *harmGroup {
-	g := &t.groups[0]
-	if t.used < harmGroups {
-		g = &t.groups[t.used]
+	n := t.used
+	if n < harmGroups {
 		t.used++
 	} else {
-		for i := range t.groups {
-			if int32(t.groups[i].last-g.last) < 0 {
-				g = &t.groups[i]
-			}
-		}
+		n = t.quietest()
+		t.unchain(n)
 		t.evicted++
 	}
-	*g = harmGroup{harmPeers: *p, last: milli}
+	g, first := &t.groups[n], t.chain(p)
+	*g = harmGroup{harmPeers: *p, next: *first, last: milli}
+	*first = uint8(n + 1)
 	return g
+}
+
+func (t *harmTally) quietest() (n int) {
+	for i := range t.groups {
+		if int32(t.groups[i].last-t.groups[n].last) < 0 {
+			n = i
+		}
+	}
+	return n
+}
+
+func (t *harmTally) unchain(n int) {
+	g := &t.groups[n]
+	at := t.chain(&g.harmPeers)
+	for *at != uint8(n+1) {
+		at = &t.groups[*at-1].next
+	}
+	*at = g.next
 }
 
 // sample is the tally in the words of evidence.

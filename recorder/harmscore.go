@@ -145,6 +145,9 @@ func (r *ended) late() bool {
 	return r.fin[me] && r.lost[me] == 0 && r.lost[peer] > 0 && r.lost[peer] <= farewell && (r.fin[peer] || r.fromClient || r.lost[peer] == r.lastWords)
 }
 
+// left tells that the client went away, with all that it had said confirmed.
+func (r *ended) left() bool { return r.fromClient && r.lost[0] == 0 }
+
 // turnedAway tells that the server answered in the middle of what the client had to
 // say, and did not read the rest: the reset confirms data that nothing was said of
 // (RFC 9112, section 9.6). That the client is done changes nothing. Or it closed

@@ -30,7 +30,9 @@ func (e *encoder) quick(m *Meta, header []byte) bool {
 	w0, w8 := binary.LittleEndian.Uint64(b[0:]), binary.LittleEndian.Uint64(b[8:])
 	w28, w36 := binary.LittleEndian.Uint64(b[28:]), binary.LittleEndian.Uint64(b[36:])
 	total := uint32(bits.ReverseBytes16(uint16(w0 >> 16)))
-	if w0&quickMask0^quickWant0|w8&quickMask8^quickWant8|w28&quickMask28^quickWant28|w36>>16^stampOnlyLE<<16 != 0 ||
+	// The parentheses matter: | binds no stronger than ^, and what one word has too
+	// much would make up for another's.
+	if (w0&quickMask0^quickWant0)|(w8&quickMask8^quickWant8)|(w28&quickMask28^quickWant28)|(w36>>16^stampOnlyLE<<16) != 0 ||
 		total < quickHead || total != m.WireBytes {
 		return false
 	}
@@ -158,8 +160,8 @@ func (f *flow) side4(ends uint64, ports, space uint32) uint8 {
 func (e *encoder) find4(ends uint64, ports, space uint32) (f *flow, side uint8) {
 	h := e.hash4(ends, ports)
 	for i := h & e.reach; e.index[i] != 0; i = (i + 1) & e.reach {
-		if n := e.index[i]; n>>32 == h>>32 {
-			f = &e.flows[uint32(n)-1]
+		if n := e.index[i]; n&^placed == indexTag(h) {
+			f = &e.flows[n&placed-1]
 			if side = f.side4(ends, ports, space); side != neither {
 				return f, side
 			}

@@ -35,16 +35,16 @@ const publishEvery = 50 * time.Millisecond
 func (w *writer) Add(m *Meta, header []byte) {
 	w.stats.Seen++
 	w.stats.Bytes += uint64(m.WireBytes)
-	if e := w.buffer.encoder; e.head.packets < e.lookAt && !e.full && e.quick(m, header) {
+	var o outcome
+	switch e := w.buffer.encoder; {
+	case e.head.packets >= e.lookAt || e.full:
+		o = w.store(m, header)
+	case e.quick(m, header):
 		w.stats.Kept++
 		return
+	default:
+		o = w.stored(e.general(m, header))
 	}
-	w.addAny(m, header)
-}
-
-// addAny is Add for what is not added quickly, or not before a look at the chunk.
-func (w *writer) addAny(m *Meta, header []byte) {
-	o := w.store(m, header)
 	switch {
 	case !o.kept:
 		w.stats.Discarded++
@@ -76,7 +76,10 @@ func (w *writer) Store(m *Meta, header []byte) {
 func (w *writer) harm() *harm { return w.buffer.encoder.harm }
 
 func (w *writer) store(m *Meta, header []byte) outcome {
-	o := w.buffer.append(m, header, w.compress())
+	return w.stored(w.buffer.append(m, header, w.compress()))
+}
+
+func (w *writer) stored(o outcome) outcome {
 	if o.kept {
 		w.stats.Kept++
 	}
