@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,7 +39,7 @@ func kernelPrograms(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	if err := n.churnable(); err != nil {
+	if err := errors.Join(n.churnable(), b.hooks()); err != nil {
 		return err
 	}
 	if err := b.churned(ctx, n); err != nil {
@@ -48,6 +49,20 @@ func kernelPrograms(ctx context.Context, b *bench) error {
 		return err
 	}
 	return b.scanned(ctx)
+}
+
+// hooks tells where the programs sit: what they cost depends on it.
+func (b *bench) hooks() error {
+	k, err := programsFor(elsewhere, false)
+	if err != nil {
+		return err
+	}
+	t := table{Title: "hooks", Columns: []string{"hook", "purpose", ""}}
+	for _, h := range k.Level().Hooks {
+		t.Rows = append(t.Rows, []string{h.Name, h.Purpose, cmp.Or(h.Why, "attached")})
+	}
+	b.table(t)
+	return k.Close()
 }
 
 // churnable keeps TIME_WAIT from using up the ports.
