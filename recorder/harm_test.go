@@ -437,7 +437,7 @@ func TestHarmOfAPageLeft(t *testing.T) {
 		{"a page, closed", 6, 5, 1, sFIN, 1},
 		{"pages, one after the other", 6, 2000, 1, sRST, 6},
 		{"a client that drops all it has", 50, 5, 1, sRST, 9},
-		{"a client that drops twelve a second", 50, 80, 1, sRST, 9},
+		{"a client that drops twelve a second", 50, 80, 1, sRST, 13},
 		{"many clients", 6, 5, 6, sRST, 6},
 	} {
 		s := newScorer(t)

@@ -34,9 +34,10 @@ const (
 	copiedFor  = 1000
 	// fallbackFor is how long after an answer over IPv4 nobody misses one over IPv6.
 	fallbackFor = 5000
-	// leftFor is how long it takes to leave a page: with up to perPage connections, as
-	// many as browsers have to a server of HTTP/1.1.
-	leftFor = 1000
+	// leftFor is how long it takes to leave a page: all is closed at once, and what is
+	// on its way then is answered with RST a round trip later. With up to perPage
+	// connections, as many as browsers have to a server of HTTP/1.1.
+	leftFor = 250
 	perPage = 6
 	// scanPorts is how many ports make a scan. A client's mark has a set of portSet
 	// bits, and above them the first port that refused it.
