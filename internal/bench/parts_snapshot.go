@@ -173,21 +173,18 @@ func (b *bench) looks(ctx context.Context, n *namespace, trigger bool, times int
 
 // incidents freezes some times, or waits for the trigger.
 func (s *session) incidents(ctx context.Context, trigger bool, times int) (all []look, err error) {
-	const span = 4 * time.Second
-	before, err := processorTime(proc, s.pid())
-	if err != nil {
+	if trigger {
+		one, err := s.incident(ctx, trigger, 0)
+		return []look{one}, err
+	}
+	if _, err := s.usual(ctx); err != nil { // not usual yet: it has just started
 		return nil, err
 	}
-	usual := time.Duration(0) // a second
-	if !trigger {
-		sleep(ctx, span)
-		after, err := processorTime(proc, s.pid())
+	for range times {
+		usual, err := s.usual(ctx)
 		if err != nil {
 			return nil, err
 		}
-		usual = (after - before) / 4
-	}
-	for range times {
 		one, err := s.incident(ctx, trigger, usual)
 		if err != nil {
 			return nil, err
@@ -195,6 +192,18 @@ func (s *session) incidents(ctx context.Context, trigger bool, times int) (all [
 		all = append(all, one)
 	}
 	return all, nil
+}
+
+// usual is the daemon's processor time a second when nothing happens but traffic.
+func (s *session) usual(ctx context.Context) (time.Duration, error) {
+	const seconds = 4
+	before, err := processorTime(proc, s.pid())
+	if err != nil {
+		return 0, err
+	}
+	sleep(ctx, seconds*time.Second)
+	after, err := processorTime(proc, s.pid())
+	return (after - before) / seconds, err
 }
 
 func (s *session) incident(ctx context.Context, trigger bool, usual time.Duration) (l look, err error) {
