@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -194,15 +196,26 @@ func (s *session) incidents(ctx context.Context, trigger bool, times int) (all [
 	return all, nil
 }
 
+// spent is the daemon's processor time so far, also of its threads that have ended,
+// as those do that judge, and of the programs that it ran; in steps of 10 ms.
+func (s *session) spent() (time.Duration, error) {
+	text, err := os.ReadFile(filepath.Join(proc, strconv.Itoa(s.pid()), "stat"))
+	if err != nil {
+		return 0, fmt.Errorf("read processor time of the daemon: %w", err)
+	}
+	_, ran, err := parseStat(string(text))
+	return ran, err
+}
+
 // usual is the daemon's processor time a second when nothing happens but traffic.
 func (s *session) usual(ctx context.Context) (time.Duration, error) {
 	const seconds = 4
-	before, err := processorTime(proc, s.pid())
+	before, err := s.spent()
 	if err != nil {
 		return 0, err
 	}
 	sleep(ctx, seconds*time.Second)
-	after, err := processorTime(proc, s.pid())
+	after, err := s.spent()
 	return (after - before) / seconds, err
 }
 
@@ -211,7 +224,7 @@ func (s *session) incident(ctx context.Context, trigger bool, usual time.Duratio
 	if err != nil {
 		return l, err
 	}
-	cpu, err := processorTime(proc, s.pid())
+	cpu, err := s.spent()
 	if err != nil {
 		return l, err
 	}
@@ -225,7 +238,7 @@ func (s *session) incident(ctx context.Context, trigger bool, usual time.Duratio
 		return l, err
 	}
 	took := time.Since(start)
-	end, err := processorTime(proc, s.pid())
+	end, err := s.spent()
 	if err != nil {
 		return l, err
 	}
