@@ -1,8 +1,10 @@
 package evidence
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 // HarmKind says what a reset did to the people behind it.
@@ -22,7 +24,7 @@ const (
 	// HarmStartup is a refused connection that was not tried again and again.
 	HarmStartup
 	// HarmDuplicate is a further reset of a connection that was reset just before, or
-	// of the other connections of a page that a client left: up to six are one loss.
+	// of the other connections of a page that a client left: up to six are one.
 	HarmDuplicate
 	// HarmIgnored is a reset that a receiver ignores: it is outside of the window or
 	// not exactly the next byte (RFC 5961, 3.2).
@@ -34,6 +36,10 @@ const (
 	HarmIdleClose
 	// HarmPreconnect is a client that resets a connection it never used.
 	HarmPreconnect
+	// HarmAbandoned is a client that leaves in the middle of an answer, as users of
+	// browsers do, where nobody else left the service within five seconds. The next
+	// one is harm.
+	HarmAbandoned
 	// HarmDataLost is a reset with data on its way, or data for an end that had
 	// closed.
 	HarmDataLost
@@ -52,7 +58,7 @@ const (
 
 var harmNames = [HarmKinds]string{
 	"healthcheck", "after_fin", "abort_after_response", "scan", "refused_startup", "duplicate", "ignored", "stray",
-	"idle_close", "preconnect", "data_lost", "unanswered", "midstream", "refused_serving", "refused",
+	"idle_close", "preconnect", "abandoned", "data_lost", "unanswered", "midstream", "refused_serving", "refused",
 }
 
 func (k HarmKind) String() string {
@@ -74,6 +80,34 @@ func (c *HarmCounts) Harmful() (n uint64) {
 		n += c[k]
 	}
 	return n
+}
+
+// MarshalJSON writes {"data_lost": 3}: those that were seen, by name.
+func (c HarmCounts) MarshalJSON() ([]byte, error) {
+	seen := map[string]uint64{}
+	for k, n := range c {
+		if n != 0 {
+			seen[HarmKind(k).String()] = n
+		}
+	}
+	return json.Marshal(seen)
+}
+
+// UnmarshalJSON reads what MarshalJSON wrote. A kind that it does not know is an error.
+func (c *HarmCounts) UnmarshalJSON(text []byte) error {
+	var seen map[string]uint64
+	if err := json.Unmarshal(text, &seen); err != nil {
+		return fmt.Errorf("read resets by kind: %w", err)
+	}
+	*c = HarmCounts{}
+	for name, n := range seen {
+		k := slices.Index(harmNames[:], name)
+		if k < 0 {
+			return fmt.Errorf("read resets by kind: %q is none", name)
+		}
+		c[k] = n
+	}
+	return nil
 }
 
 // HarmGroup is a service and a neighbourhood of its peers.

@@ -330,20 +330,22 @@ func (h *harm) reset(s *segment, t *tracked) *tracked {
 	r.known = known || ends[0].ok || ends[1].ok
 	r.describe(s, t, &ends, me)
 	h.lookUp(s, &r)
-	if h.count(s, &r, me^1) != evidence.HarmIgnored {
-		h.served(s, t, me)
-		t.bits |= hasReset
-		t.last = s.milli
-		h.countClose(t)
+	if h.count(s, &r, me^1) == evidence.HarmIgnored {
+		t.remember(me, &ends[me])
+		return t
 	}
+	h.served(s, t, me)
+	t.bits |= hasReset
+	t.last = s.milli
+	h.countClose(t)
 	return t
 }
 
 // count adds a reset to the tally. server is the end that serves, 0 for the source.
 func (h *harm) count(s *segment, r *ended, server uint8) evidence.HarmKind {
 	kind, score := r.judge()
-	if (kind == evidence.HarmDataLost || kind == evidence.HarmMidstream) && r.left() && h.leftTogether(s) {
-		kind, score = evidence.HarmDuplicate, scoreBenign
+	if (kind == evidence.HarmDataLost || kind == evidence.HarmMidstream) && r.left() {
+		kind, score = h.leaves(s, kind, score)
 	}
 	p := peersOf(s.key, server, s.peer(server^1))
 	h.tally.add(kind, score, &p, s.milli)
@@ -367,7 +369,9 @@ type reached struct {
 	ok             bool
 	seq, next, ack uint32
 	milli          uint32
-	pushed         bool
+	// data is the payload of the last segment that had any, as far as that is known.
+	data   uint32
+	pushed bool
 }
 
 // ends are the client and the server.
@@ -378,8 +382,9 @@ func (h *harm) ends(s *segment, t *tracked) (ends [2]reached) {
 		if s.flow == nil {
 			continue
 		}
-		if st := &s.flow.sides[s.side^me^uint8(i)]; st.seen {
-			ends[i] = reached{true, st.seq, st.next, st.ack, st.milli, st.dataFlags&flagPSH != 0}
+		st := &s.flow.sides[s.side^me^uint8(i)]
+		if ignored := st.flags&flagRST != 0 && ends[i].ok; st.seen && !ignored {
+			ends[i] = reached{true, st.seq, st.next, st.ack, st.milli, st.data, st.dataFlags&flagPSH != 0}
 		}
 	}
 	for i := range ends {
@@ -389,7 +394,20 @@ func (h *harm) ends(s *segment, t *tracked) (ends [2]reached) {
 }
 
 func (t *tracked) end(i uint8) reached {
-	return reached{t.bits&(hasState<<i) != 0, t.seq[i], t.next[i], t.ack[i], t.milli[i], t.bits&(hasPushed<<i) != 0}
+	return reached{t.bits&(hasState<<i) != 0, t.seq[i], t.next[i], t.ack[i], t.milli[i], t.next[i] - t.seq[i], t.bits&(hasPushed<<i) != 0}
+}
+
+// remember keeps how far an end had come before a reset that is ignored: the states of
+// chunks are those of the last segment, whatever it was.
+func (t *tracked) remember(i uint8, e *reached) {
+	if !e.ok {
+		return
+	}
+	t.seq[i], t.next[i], t.ack[i], t.milli[i] = e.seq, e.next, e.ack, e.milli
+	t.bits = t.bits&^(hasPushed<<i) | hasState<<i
+	if e.pushed {
+		t.bits |= hasPushed << i
+	}
 }
 
 // carry keeps what an open chunk knows of its connections, before it is forgotten.
@@ -435,14 +453,11 @@ func (h *harm) carryFlow(f *flow, t *tracked, tag uint64) {
 }
 
 func (t *tracked) keep(i uint8, st *state) {
-	if !st.seen || !t.after(st.milli) {
+	ignored := st.flags&flagRST != 0 && t.bits&(hasState<<i) != 0
+	if !st.seen || ignored || !t.after(st.milli) {
 		return
 	}
-	t.seq[i], t.next[i], t.ack[i], t.milli[i] = st.seq, st.next, st.ack, st.milli
-	t.bits = t.bits&^(hasPushed<<i) | hasState<<i
-	if st.dataFlags&flagPSH != 0 {
-		t.bits |= hasPushed << i
-	}
+	t.remember(i, &reached{true, st.seq, st.next, st.ack, st.milli, st.data, st.dataFlags&flagPSH != 0})
 	if int32(st.milli-t.last) > 0 {
 		t.last = st.milli
 	}
@@ -507,11 +522,16 @@ func idleOf(s *segment, ends *[2]reached) (idle uint32) {
 }
 
 // goodbyes tells that a client said as much as the server right before it, each an
-// alert of TLS by its size, and nothing since: the server was about to close.
+// alert of TLS by its size, and that nothing came since but the server's confirmation:
+// it was about to close.
 func goodbyes(client, server *reached, milli uint32) bool {
 	n := client.next - client.seq
-	return client.ok && server.ok && n >= leastAlert && n <= mostAlert && n == server.next-server.seq &&
-		client.ack == server.next && client.milli-server.milli <= farewellTime && milli-client.milli <= farewellTime
+	if !client.ok || !server.ok || n < leastAlert || n > mostAlert || n != server.data || client.ack != server.next {
+		return false
+	}
+	confirmed := server.next == server.seq && server.ack == client.next
+	prompt := server.next-server.seq == n && client.milli-server.milli <= farewellTime
+	return (confirmed || prompt) && milli-client.milli <= goodbyeTime
 }
 
 // moved is how much payload an end sent, -1 if that is not known, and how much of

@@ -91,6 +91,16 @@ var kernelHarm = []struct {
 		netlab.Reset(p.server)
 		ended(t, p.client)
 	}},
+	{evidence.HarmAbandoned, func(t *testing.T, p pair) { // closed before the answer
+		send(t, p.client, p.server, 200)
+		p.client.Close()
+		if _, err := p.server.Read(make([]byte, 1)); err != io.EOF {
+			t.Fatal(err)
+		}
+		if _, err := p.server.Write(make([]byte, 200)); err != nil {
+			t.Fatal(err)
+		}
+	}},
 	{evidence.HarmDataLost, func(t *testing.T, p pair) { // the server closed before the next request
 		send(t, p.client, p.server, 200)
 		send(t, p.server, p.client, 300)

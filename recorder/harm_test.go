@@ -172,7 +172,7 @@ var talks = []struct {
 	{"the reset acknowledges the rest", func(c *talk) {
 		c.open().request().say(1, sPSH, 900).hears(0).say(0, sRST, 0)
 	}, one(evidence.HarmAbortAfterResponse)},
-	{"answer on its way", func(c *talk) { c.open().request().say(1, sPSH, 900).say(0, sRST, 0) }, one(evidence.HarmDataLost)},
+	{"answer on its way", func(c *talk) { c.open().request().say(1, sPSH, 900).say(0, sRST, 0) }, one(evidence.HarmAbandoned)},
 	{"after gigabytes", func(c *talk) {
 		c.open().request()
 		for range 3 {
@@ -188,7 +188,7 @@ var talks = []struct {
 			c.hears(0).say(0, sACK, 0)
 		}
 		c.say(1, sPSH, 900).say(0, sRST, 0)
-	}, one(evidence.HarmDataLost)},
+	}, one(evidence.HarmAbandoned)},
 	{"seen from one side only", func(c *talk) {
 		c.say(0, sSYN, 0)
 		c.acked[0] = c.seq[1] + 1
@@ -237,6 +237,18 @@ var talks = []struct {
 	{"a request as short as the answer long before", func(c *talk) {
 		c.open().request().say(1, sPSH, 24).wait(500).hears(0).say(0, sPSH, 24).hears(1).say(1, sRST, 0)
 	}, one(evidence.HarmUnanswered)},
+	{"TLS says goodbye to a server that takes a while to go", func(c *talk) {
+		c.open().request().answer().say(1, sPSH, 24).hears(0).say(0, sACK, 0).say(0, sPSH, 24).wait(40).hears(1).say(1, sACK, 0).wait(170).say(1, sRST, 0)
+	}, one(evidence.HarmAfterFIN)},
+	{"a request as short as the answer before, confirmed and not answered", func(c *talk) {
+		c.open().request().say(1, sPSH, 24).hears(0).say(0, sPSH, 24).wait(40).hears(1).say(1, sACK, 0).wait(1000).say(1, sRST, 0)
+	}, one(evidence.HarmUnanswered)},
+	{"TLS says goodbye to a server whose FIN it had not seen yet, and closes", func(c *talk) {
+		c.open().request().answer().say(1, sPSH, 24).hears(0).say(0, sACK, 0).say(1, sFIN, 0)
+		c.say(0, sPSH, 24).hears(0).say(0, sFIN, 0)
+		c.raw(1, flagRST, c.seq[1]-1, 0, 0) // answers the first, and is ignored
+		c.raw(1, flagRST, c.seq[1], 0, 0)
+	}, map[evidence.HarmKind]uint64{evidence.HarmIgnored: 1, evidence.HarmAfterFIN: 1}},
 	{"a request as short as the goodbye of the server, and its answer", func(c *talk) {
 		c.open().request().answer().say(1, sPSH, 24).say(1, sFIN, 0).hears(0).say(0, sPSH, 23).say(1, flagRST, 0)
 	}, one(evidence.HarmDataLost)},
@@ -245,7 +257,7 @@ var talks = []struct {
 	}, one(evidence.HarmDataLost)},
 	{"one reset an answer", func(c *talk) {
 		c.open().request().say(1, sPSH, 900).say(1, sPSH, 900).say(0, flagRST, 0).say(0, flagRST, 0)
-	}, map[evidence.HarmKind]uint64{evidence.HarmDataLost: 1, evidence.HarmDuplicate: 1}},
+	}, map[evidence.HarmKind]uint64{evidence.HarmAbandoned: 1, evidence.HarmDuplicate: 1}},
 	{"blind reset, out of the window", func(c *talk) {
 		c.open().request().answer()
 		c.raw(0, flagRST, c.seq[0]+10, 0, 0)
@@ -422,28 +434,31 @@ func TestHarmOfAFallback(t *testing.T) {
 	}
 }
 
-// A client that leaves a page leaves up to six connections: one loss. What another
-// client leaves, or the same one later or in masses, is another.
+// A client that leaves a page leaves up to six connections, once. What another client
+// leaves, or the same one a moment later or in masses, is harm.
 func TestHarmOfAPageLeft(t *testing.T) {
 	for _, test := range []struct {
-		name        string
-		connections int
-		wait        int // milliseconds between them
-		clients     int
-		last        uint8 // what the client says
-		harmful     uint64
+		name               string
+		connections        int
+		wait               int // milliseconds between them
+		clients, services  int
+		last               uint8 // what the client says
+		abandoned, harmful uint64
 	}{
-		{"a page, with answers unread", 6, 5, 1, sRST, 1},
-		{"a page, closed", 6, 5, 1, sFIN, 1},
-		{"pages, one after the other", 6, 2000, 1, sRST, 6},
-		{"a client that drops all it has", 50, 5, 1, sRST, 9},
-		{"a client that drops twelve a second", 50, 80, 1, sRST, 13},
-		{"many clients", 6, 5, 6, sRST, 6},
+		{"a page, with answers unread", 6, 5, 1, 1, sRST, 1, 0},
+		{"a page, closed", 6, 5, 1, 1, sFIN, 1, 0},
+		{"pages, one now and then", 6, 6000, 1, 1, sRST, 6, 0},
+		{"pages, one after the other", 6, 2000, 1, 1, sRST, 1, 5},
+		{"a client that drops all it has", 50, 5, 1, 1, sRST, 1, 8},
+		{"a client that drops twelve a second", 50, 80, 1, 1, sRST, 1, 16},
+		{"many clients", 6, 5, 6, 1, sRST, 1, 5},
+		{"many clients that wait longer than a page", 20, 1000, 20, 1, sFIN, 1, 19},
+		{"two services", 2, 2000, 1, 2, sRST, 2, 0},
 	} {
 		s := newScorer(t)
 		nanos := base.UnixNano()
 		for i := range test.connections {
-			c := newTalk(s, fmt.Sprintf("192.0.2.%d:%d", 1+i%test.clients, 40000+i), "198.51.100.1:443")
+			c := newTalk(s, fmt.Sprintf("192.0.2.%d:%d", 1+i%test.clients, 40000+i), fmt.Sprintf("198.51.100.1:%d", 443+i%test.services))
 			c.nanos = nanos
 			c.open().request().say(1, sACK, 1400).hears(0).say(0, sACK, 0).say(1, sACK, 1400).say(0, test.last, 0)
 			if test.last == sFIN {
@@ -451,7 +466,9 @@ func TestHarmOfAPageLeft(t *testing.T) {
 			}
 			nanos = c.nanos + int64(test.wait)*1e6
 		}
-		if got := s.Sample().Kinds; got.Harmful() != test.harmful || got[evidence.HarmDuplicate] != uint64(test.connections)-test.harmful {
+		got := s.Sample().Kinds
+		benign := got[evidence.HarmAbandoned] + got[evidence.HarmDuplicate]
+		if got[evidence.HarmAbandoned] != test.abandoned || got.Harmful() != test.harmful || benign+got.Harmful() != uint64(test.connections) {
 			t.Errorf("%s: kinds %v", test.name, got)
 		}
 	}

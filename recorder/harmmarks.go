@@ -1,6 +1,10 @@
 package recorder
 
-import "math/bits"
+import (
+	"math/bits"
+
+	"tcpcoroner/evidence"
+)
 
 // mark remembers one fact about one thing for a while, both by hash.
 type mark struct {
@@ -20,12 +24,13 @@ const (
 
 // The things that are marked.
 const (
-	markService = iota + 1 // a port that serves: when it did last
-	markSource             // a client: the ports that it found closed
-	markTries              // a client and a port: how often it was refused
-	markCopy               // a reset, to know it again in another namespace
-	markAnswer             // a port that accepted a connection over IPv4
-	markLeft               // a client and a service: the answers that it left at once
+	markService   = iota + 1 // a port that serves: when it did last
+	markSource               // a client: the ports that it found closed
+	markTries                // a client and a port: how often it was refused
+	markCopy                 // a reset, to know it again in another namespace
+	markAnswer               // a port that accepted a connection over IPv4
+	markLeft                 // a client and a service: the answers that it left at once
+	markAbandoned            // a service: that somebody left an answer of it
 )
 
 const (
@@ -37,8 +42,11 @@ const (
 	// leftFor is how long it takes to leave a page: all is closed at once, and what is
 	// on its way then is answered with RST a round trip later. With up to perPage
 	// connections, as many as browsers have to a server of HTTP/1.1.
-	leftFor = 250
+	leftFor = 200
 	perPage = 6
+	// abandonedFor is how long after somebody left an answer the next one who does is
+	// harm: less would hide a service that many give up, each once.
+	abandonedFor = 5000
 	// scanPorts is how many ports make a scan. A client's mark has a set of portSet
 	// bits, and above them the first port that refused it.
 	scanPorts = 10
@@ -125,16 +133,27 @@ func (h *harm) copied(s *segment) bool {
 	return !fresh
 }
 
-// leftTogether tells whether the client of the segment, which leaves an answer, left
-// others of the service a moment ago: a page in a browser is one loss, with up to
-// perPage connections. More are the next loss, so that a client which drops hundreds
-// is not taken for a page.
-func (h *harm) leftTogether(s *segment) bool {
+// leaves sorts a loss of a client that went away in the middle of an answer.
+func (h *harm) leaves(s *segment, kind evidence.HarmKind, score uint8) (evidence.HarmKind, uint8) {
 	const client, server = 0, 1 // ends of the segment
-	hash := h.mix(h.mix(h.address(s.key, client), h.service(s.key, server)), markLeft)
-	m, fresh := h.refusals.of(hash, s.milli, leftFor)
+	service := h.service(s.key, server)
+	if h.leftTogether(h.mix(h.mix(h.address(s.key, client), service), markLeft), s.milli) {
+		return evidence.HarmDuplicate, scoreBenign
+	}
+	m, fresh := h.refusals.of(h.mix(service, markAbandoned), s.milli, abandonedFor)
+	if m.at = s.milli; fresh {
+		return evidence.HarmAbandoned, scoreAbandoned
+	}
+	return kind, score
+}
+
+// leftTogether tells whether the client left others of the service a moment ago, both
+// by their hash: a page in a browser is left once, with up to perPage connections. More
+// are the next one, so that a client which drops hundreds is not taken for a page.
+func (h *harm) leftTogether(hash uint64, milli uint32) bool {
+	m, fresh := h.refusals.of(hash, milli, leftFor)
 	if fresh || m.value >= perPage {
-		m.at, m.value = s.milli, 1
+		m.at, m.value = milli, 1
 		return false
 	}
 	m.value++

@@ -52,20 +52,24 @@ const (
 	mostAlert  = 31
 	// farewellTime is the time between those words and the FIN, in milliseconds.
 	farewellTime = 100
+	// goodbyeTime is how long a server takes at most to close after its farewell, in
+	// milliseconds: on a busy host other threads run first.
+	goodbyeTime = 400
 	// refusedTries is the attempt from which a refused connection is no start-up.
 	refusedTries = 3
 )
 
 // The scores. At harmfulScore somebody missed something.
 const (
-	harmfulScore  = 50
-	scoreCertain  = 60 // a harm that cannot be otherwise
-	scoreLikely   = 50
-	scoreLongLive = 10 // the connection had been in use for over a second
-	scoreNoAnswer = 15 // and nothing was answered
-	scoreStray    = 20
-	scoreStartup  = 30
-	scoreBenign   = 0
+	harmfulScore   = 50
+	scoreCertain   = 60 // a harm that cannot be otherwise
+	scoreLikely    = 50
+	scoreLongLive  = 10 // the connection had been in use for over a second
+	scoreNoAnswer  = 15 // and nothing was answered
+	scoreStray     = 20
+	scoreStartup   = 30
+	scoreAbandoned = 40
+	scoreBenign    = 0
 )
 
 // judge tells the kind of harm, and its score from 0 to 100.

@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -87,9 +88,8 @@ type benignHosts struct {
 	web            *child   // the server's
 	services       []*child // in the order in which they can be stopped
 	errors         atomic.Int64
-	// raced counts the requests that met the end of their connection, which is harm.
-	raced  atomic.Int64
-	surfer *surfer // nil without a browser
+	surfer         *surfer      // nil without a browser
+	reloading      sync.RWMutex // is held while the web server reloads, and by who asks it
 }
 
 func (b *bench) benignHosts() (h *benignHosts, err error) {

@@ -41,19 +41,19 @@ type habit struct {
 // habits are those of the client's host, but for the last, which is of the server's.
 func (h *benignHosts) habits() (client, server []*habit) {
 	client = []*habit{
-		{what: "load generator: three answers, then SO_LINGER 0", every: 200 * time.Millisecond, act: h.generate},
-		{what: "prefetch that nobody reads", every: 300 * time.Millisecond, act: prefetch},
+		{what: "load generator: three answers, then SO_LINGER 0", every: 200 * time.Millisecond, act: h.between(generate)},
+		{what: "prefetch that nobody reads", every: 300 * time.Millisecond, act: h.between(prefetch)},
 		{what: "connection opened in advance and not used", every: 300 * time.Millisecond, act: h.later(unused, preconnect)},
 		{what: "scan: 50 closed ports in a row, and an open one", every: 10 * time.Second, act: h.fastScan()},
 		{what: "scan: a closed port now and then", every: 3 * time.Second, act: h.slowScan()},
-		{what: "request through a proxy (option httpclose)", every: 250 * time.Millisecond, act: through("8081", "page")},
-		{what: "request through a proxy (option http-server-close)", every: 250 * time.Millisecond, act: through("8082", "page", "image")},
-		{what: "request through a proxy (pooled connections)", every: 250 * time.Millisecond, act: through("8083", "page", "image")},
+		{what: "request through a proxy (option httpclose)", every: 250 * time.Millisecond, act: h.between(through("8081", "page"))},
+		{what: "request through a proxy (option http-server-close)", every: 250 * time.Millisecond, act: h.between(through("8082", "page", "image"))},
+		{what: "request through a proxy (pooled connections)", every: 250 * time.Millisecond, act: h.between(through("8083", "page", "image"))},
 		{what: "pooled connection given up when idle, SO_LINGER 0", every: 300 * time.Millisecond, act: h.later(trimmed, pooled)},
 		{what: "keep-alive that the server ends, closed late", every: 300 * time.Millisecond, act: h.later(0, closesAfter(late, "81"))},
 		{what: "TLS: the server says farewell first", every: 300 * time.Millisecond, act: farewell},
-		{what: "request on kept connections, over reloads", every: 50 * time.Millisecond, act: h.kept(4)},
-		{what: "reload of the web server", every: 20 * time.Second, act: func(context.Context) error { return h.web.cmd.Process.Signal(unix.SIGHUP) }},
+		{what: "request on kept connections, over reloads", every: 50 * time.Millisecond, act: h.between(keptAlive(4))},
+		{what: "reload of the web server", every: 20 * time.Second, act: h.reload},
 		{what: "deployment of a service with 60 idle connections", every: idleFor, act: h.deploy(60)},
 	}
 	if h.surfer != nil {
@@ -105,18 +105,46 @@ func (h *benignHosts) lead(ctx context.Context, client, server []*habit) error {
 	return errors.Join(all...)
 }
 
-func (h *benignHosts) generate(context.Context) error {
+// between has an act done while the web server does not reload: a request that meets
+// the end of its connection is not answered, and that is harm.
+func (h *benignHosts) between(act func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		h.reloading.RLock()
+		defer h.reloading.RUnlock()
+		return act(ctx)
+	}
+}
+
+// settled is more than a worker that is about to end needs to close what is idle.
+const settled = 100 * time.Millisecond
+
+// reload returns when the old worker has closed its idle connections.
+func (h *benignHosts) reload(ctx context.Context) error {
+	h.reloading.Lock()
+	defer h.reloading.Unlock()
 	v, err := visitAt("", net.JoinHostPort(serverIP, "80"))
 	if err != nil {
 		return err
 	}
-	if err := v.get("page"); err != nil {
-		return errors.Join(err, v.Close())
+	defer v.Close()
+	if err := errors.Join(v.get("page"), v.SetReadDeadline(time.Now().Add(patience)), h.web.cmd.Process.Signal(unix.SIGHUP)); err != nil {
+		return err
 	}
-	for _, path := range []string{"page", "image"} {
-		if err := v.get(path); err != nil { // the server was just reloaded
-			h.raced.Add(1)
-			return v.Close()
+	if _, err := v.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		return fmt.Errorf("wait for the reloaded web server: %w", err)
+	}
+	sleep(ctx, settled)
+	return nil
+}
+
+func generate(context.Context) error {
+	v, err := visitAt("", net.JoinHostPort(serverIP, "80"))
+	if err != nil {
+		return err
+	}
+	for _, path := range []string{"page", "page", "image"} {
+		if err := v.get(path); err != nil {
+			return errors.Join(err, v.Close())
 		}
 	}
 	return v.reset()
@@ -265,9 +293,9 @@ func farewell(context.Context) error {
 	return errors.Join(err, c.Close())
 }
 
-// kept asks on one of n connections in turn, and connects anew where the server has
+// keptAlive asks on one of n connections in turn, and connects anew where the server has
 // ended one.
-func (h *benignHosts) kept(n int) func(context.Context) error {
+func keptAlive(n int) func(context.Context) error {
 	all, next := make([]*visitor, n), 0
 	return func(ctx context.Context) (err error) {
 		v := &all[next]
@@ -282,10 +310,10 @@ func (h *benignHosts) kept(n int) func(context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := (*v).get("page"); err != nil { // it met the end on its way
-			h.raced.Add(1)
-			_ = (*v).Close()
+		if err := (*v).get("page"); err != nil {
+			err = errors.Join(err, (*v).Close())
 			*v = nil
+			return err
 		}
 		return nil
 	}
