@@ -49,8 +49,8 @@ func (s *story) speechless() bool {
 		s.flow.ClientBytes+s.flow.ServerBytes == 0 && d.age <= checkWithin
 }
 
-// afterFIN: both sides had nothing more to say: a FIN was seen, no data of the RST's
-// receiver was left unacknowledged, and none seems left unread.
+// afterFIN: both sides had nothing more to say: a FIN was seen, no data of either side
+// was left unacknowledged, and none seems left unread.
 func afterFIN(c *caseFile, s *story) bool {
 	fin := s.sender.fin
 	if fin == nil {
@@ -60,6 +60,9 @@ func afterFIN(c *caseFile, s *story) bool {
 	if fin == nil || !s.sender.hasAcked || s.unacked() > 1 || s.unread() || s.closing.at == s.rst ||
 		s.event != nil && s.event.Unread > 0 {
 		return false
+	}
+	if s.local() && s.onItsWay() > farewell {
+		return false // it threw away what it had said last
 	}
 	if s.active() && s.sender.fin == nil && s.other.data != nil && s.sender.data == nil {
 		return false // it was asked, and aborted its open socket without a word
@@ -82,6 +85,20 @@ func afterFIN(c *caseFile, s *story) bool {
 	c.decided(s, c.stage(s), evidence.CauseNormalClose, evidence.Likely)
 	o.because = ""
 	return true
+}
+
+// farewell is how much may be on its way to the other side without harm: TLS says
+// close_notify (RFC 8446 section 6.1), which fits into it.
+const farewell = 64
+
+// onItsWay is the payload of the RST's sender that the other side had not
+// acknowledged. At the receiver's host it has arrived all the same, before the RST.
+func (s *story) onItsWay() uint32 {
+	end := s.sender.said()
+	if !s.other.hasAcked || !s.sender.synced || !after(end, s.other.acked) {
+		return 0
+	}
+	return end - s.other.acked
 }
 
 // answered: the client had its whole answer and did not bother to close with FIN.

@@ -2,7 +2,9 @@ package verdict
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -146,16 +148,60 @@ func one(t *testing.T, inc *evidence.Incident) evidence.Flow {
 	return j.Flows[0]
 }
 
-// selectAll fills a window whose packets are all in w.Packets, in the order of time.
+// selectAll fills a window whose packets are all in w.Packets, in the order of time. It
+// makes sure that what a Selection says it does not need is not missed.
 func selectAll(w *evidence.Window) {
+	needed := *w
+	draw(w, func(*Selection) func(*evidence.Packet) bool {
+		return func(*evidence.Packet) bool { return true }
+	})
+	draw(&needed, neededOf)
+	needed.Answers = w.Answers // which have no order
+	if !reflect.DeepEqual(w, &needed) {
+		panic(fmt.Sprintf("without what is not needed:\n%+v\nwith it:\n%+v", needed, *w))
+	}
+}
+
+func draw(w *evidence.Window, needed func(*Selection) func(*evidence.Packet) bool) {
 	all := w.Packets
 	sel := NewSelection()
 	for i := range all {
 		all[i].Number = i + 1
 		sel.Survey(&all[i])
 	}
+	takes := needed(sel)
 	for i := range all {
-		sel.Take(&all[i])
+		if takes(&all[i]) {
+			sel.Take(&all[i])
+		}
 	}
 	sel.Fill(w)
+}
+
+// neededOf leaves out as much as Need lets. What it has asked it forgets now and then,
+// as a reader does.
+func neededOf(sel *Selection) func(*evidence.Packet) bool {
+	type like struct {
+		src, dst   netip.AddrPort
+		iface      uint32
+		netns      uint16
+		ttl, again uint8
+		direction  evidence.Direction
+	}
+	need, left, n := sel.Need(), map[like]int{}, 0
+	return func(p *evidence.Packet) bool {
+		var g evidence.Segment
+		if evidence.ParseSegment(p, &g) != nil || g.Flags.Has(evidence.RST) {
+			return true
+		}
+		if n++; n%50 == 0 {
+			clear(left)
+		}
+		k := like{g.Src, g.Dst, p.Interface, p.Namespace, g.TTL, p.Sighting, p.Direction}
+		if _, asked := left[k]; !asked {
+			left[k] = need(p)
+		}
+		left[k]--
+		return left[k] >= 0
+	}
 }

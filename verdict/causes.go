@@ -76,10 +76,10 @@ func byMechanism(c *caseFile, s *story) bool {
 		o.blame(p, pc.AtMost(cl.Confidence), evidence.CauseProcessDown, evidence.Likely, "the service stopped or restarted")
 	case evidence.MechanismMemory:
 		p, pc := c.party(s, s.rst.Src)
-		o.blame(p, pc.AtMost(cl.Confidence), evidence.CauseMemory, cl.Confidence, "")
+		o.blame(p, pc.AtMost(cl.Confidence), evidence.CauseMemory, firstOf(cl.MechanismConfidence, cl.Confidence), "")
 	case evidence.MechanismKeepalive:
 		p, pc := c.party(s, s.rst.Dst)
-		o.blame(p, pc.AtMost(evidence.Possible), evidence.CauseTimeout, cl.Confidence, "the other side had stopped answering: its host or the path is down")
+		o.blame(p, pc.AtMost(evidence.Possible), evidence.CauseTimeout, firstOf(cl.MechanismConfidence, cl.Confidence), "the other side had stopped answering: its host or the path is down")
 	default:
 		return false
 	}
@@ -98,6 +98,8 @@ func (c *caseFile) silentCause(s *story) bool {
 	case s.filtered:
 		p, pc := c.party(s, s.sender.addr)
 		o.blame(p, pc, evidence.CausePolicy, o.claim.Confidence, "a rule decided it")
+	case s.swallowed: // by this host, which is on the path at most
+		o.blame(evidence.Network, evidence.Possible, evidence.CausePathDrop, evidence.Possible, "")
 	default:
 		o.blame(evidence.Network, evidence.Possible, evidence.CausePathDrop, o.claim.Confidence, "")
 	}
@@ -136,7 +138,7 @@ func (c *caseFile) refusedCause(s *story, server netip.AddrPort) {
 		o.blame(p, pc.AtMost(evidence.Likely), evidence.CauseScan, evidence.Likely, "harmless: a port scan")
 		return
 	}
-	if cl.Origin.Middlebox() {
+	if cl.Origin.Middlebox() && cl.Origin != evidence.OriginMiddleboxFar {
 		o.blame(evidence.Network, cl.Confidence, evidence.CausePolicy, evidence.Possible, "")
 		return
 	}

@@ -424,3 +424,63 @@ func TestAdviceShowsValues(t *testing.T) {
 	}
 	t.Error("net.core.somaxconn is not shown with its value")
 }
+
+// TestAnswerOnItsWay: who aborts its connection after FIN throws away what it had sent
+// itself and nobody had confirmed.
+func TestAnswerOnItsWay(t *testing.T) {
+	in, out := evidence.Received, evidence.Sent
+	ended := func(size int, more ...pkt) []pkt {
+		next := 501 + uint32(size)
+		return served(true, append(more,
+			pkt{ms: 5, src: server, dst: client, flags: evidence.ACK | evidence.PSH, seq: 501, ack: 151, payload: size, dir: out, id: 8},
+			pkt{ms: 6, src: server, dst: client, flags: evidence.FIN | evidence.ACK, seq: next, ack: 151, dir: out, id: 9},
+			pkt{ms: 9, src: server, dst: client, flags: rstAck, seq: next + 1, ack: 151, dir: out, id: 10})...)
+	}
+	for name, tt := range map[string]struct {
+		packets []pkt
+		benign  bool
+	}{
+		"nobody has confirmed it": {ended(900), false},
+		"confirmed":               {ended(900, pkt{ms: 7, src: client, dst: server, flags: evidence.ACK, seq: 151, ack: 1402, dir: in, id: 4}), true},
+		"all but the FIN":         {ended(900, pkt{ms: 7, src: client, dst: server, flags: evidence.ACK, seq: 151, ack: 1401, dir: in, id: 4}), true},
+		"the farewell of TLS":     {ended(24), true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := one(t, &evidence.Incident{Window: window(tt.packets...)}).Verdict.Claim()
+			if c.Benign != tt.benign || (c.Cause == evidence.CauseNormalClose) != tt.benign {
+				t.Errorf("benign %v, %s, cause %s: %s", c.Benign, c.Mechanism, c.Cause, c.Sentence)
+			}
+		})
+	}
+}
+
+// TestOutOfMemoryCounted: without the kernel's reason the counter tells it, if it
+// accounts for all that left.
+func TestOutOfMemoryCounted(t *testing.T) {
+	abort := pkt{ms: 9, src: server, dst: client, flags: rstAck, seq: 501, ack: 151, dir: evidence.Sent, id: 8}
+	for name, tt := range map[string]struct {
+		grown     map[string]uint64
+		origin    evidence.Origin
+		mechanism evidence.Mechanism
+		cause     evidence.Cause
+	}{
+		"all":    {map[string]uint64{"Tcp.OutRsts": 1, "TcpExt.TCPAbortOnMemory": 1}, evidence.OriginLocalKernel, evidence.MechanismMemory, evidence.CauseMemory},
+		"others": {map[string]uint64{"Tcp.OutRsts": 2, "TcpExt.TCPAbortOnMemory": 1, "TcpExt.TCPAbortOnData": 1}, evidence.OriginLocalHost, evidence.MechanismActiveAbort, evidence.CauseAppAbort},
+	} {
+		t.Run(name, func(t *testing.T) {
+			all := served(true, abort)
+			if name == "others" {
+				other := abort
+				other.src, other.dst = netip.MustParseAddrPort("10.0.0.1:9"), netip.MustParseAddrPort("10.0.0.9:9")
+				all = append(all, other)
+			}
+			inc := &evidence.Incident{Window: window(all...)}
+			counters(inc, tt.grown)
+			for _, f := range Judge(inc).Flows {
+				if c := f.Verdict.Claim(); f.Server == server && (c.Origin != tt.origin || c.Mechanism != tt.mechanism || c.Cause != tt.cause || c.Confidence != evidence.Likely) {
+					t.Errorf("%s %s, %s, cause %s: %s", c.Origin, c.Confidence, c.Mechanism, c.Cause, c.Sentence)
+				}
+			}
+		})
+	}
+}

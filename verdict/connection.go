@@ -165,68 +165,86 @@ const (
 	maxCountedReset = maxCounted + 12<<10
 )
 
-// The sizes of the table, powers of two. Most windows fit into the small one; the
+// The sizes of the index, powers of two. Most windows fit into the small one; the
 // other is well above maxCountedReset, so that probes stay short.
 const (
 	fewTallySlots = 1 << 10
 	tallySlots    = 64 << 10
 )
 
-// tallies counts connections in an open-addressing table.
+// tallies counts connections: the index is an open-addressing table of numbers of
+// slots, one more each, so that the free half of it takes little memory.
 type tallies struct {
-	slots         []tallySlot
+	index         []uint16
+	slots         []tallySlot // the first used ones
 	used          int
 	flows, resets int
 	atLeast       bool
 }
 
 type tallySlot struct {
-	id          flowID
-	life        life
-	used, reset bool
-	silence     silence
+	id      flowID
+	life    life
+	reset   bool
+	silence silence
 }
 
-// slot is where id stands, or where it would.
-func (t *tallies) slot(id *flowID) *tallySlot {
-	last := uint64(len(t.slots) - 1)
-	for i := id.hash() & last; ; i = (i + 1) & last {
-		if s := &t.slots[i]; !s.used || s.id == *id {
-			return s
-		}
+// place is where in the index id stands, or where it would.
+func (t *tallies) place(id *flowID) uint64 {
+	last := uint64(len(t.index) - 1)
+	i := id.hash() & last
+	for t.index[i] != 0 && t.slots[t.index[i]-1].id != *id {
+		i = (i + 1) & last
 	}
+	return i
 }
 
-// open gives id a slot, in the large table once the small one is half full.
+// open gives id a slot, and all a large index once the small one is half full.
 func (t *tallies) open(id *flowID) *tallySlot {
 	if t.used == fewTallySlots/2 {
-		few := t.slots
-		t.slots = make([]tallySlot, tallySlots)
-		for i := range few {
-			if few[i].used {
-				*t.slot(&few[i].id) = few[i]
-			}
+		t.index = make([]uint16, tallySlots)
+		for i := range t.slots[:t.used] {
+			t.index[t.place(&t.slots[i].id)] = uint16(i + 1)
 		}
 	}
+	if t.used == len(t.slots) {
+		t.slots = append(t.slots, make([]tallySlot, len(t.slots)/2)...)
+	}
+	s := &t.slots[t.used]
 	t.used++
 	t.flows++
-	s := t.slot(id)
-	s.id, s.used = *id, true
+	t.index[t.place(id)] = uint16(t.used)
+	s.id = *id
 	return s
+}
+
+// each goes over the slots in the order of the index: with many of them, the first few
+// are of any time.
+func (t *tallies) each(visit func(*tallySlot) bool) {
+	for _, n := range t.index {
+		if n != 0 && !visit(&t.slots[n-1]) {
+			return
+		}
+	}
 }
 
 func (t *tallies) count(g *glance, d evidence.Direction, nanos int64) {
 	id, rst := g.id.counted(d), g.flags.Has(evidence.RST)
-	s := t.slot(&id)
-	switch {
-	case !s.used && (t.used >= maxCountedReset || t.used >= maxCounted && !rst):
+	if t.index == nil {
+		t.index = make([]uint16, fewTallySlots)
+	}
+	var s *tallySlot
+	switch n := t.index[t.place(&id)]; {
+	case n == 0 && (t.used >= maxCountedReset || t.used >= maxCounted && !rst):
 		t.atLeast = true
 		return
-	case !s.used:
+	case n == 0:
 		s = t.open(&id)
-	case s.life.over(g):
-		t.flows++
-		s.life, s.reset, s.silence = life{}, false, silence{}
+	default:
+		if s = &t.slots[n-1]; s.life.over(g) {
+			t.flows++
+			s.life, s.reset, s.silence = life{}, false, silence{}
+		}
 	}
 	s.life.observe(g)
 	s.silence.observe(g, nanos)

@@ -134,7 +134,8 @@ func (c *caseFile) abort(s *story) making {
 	m := making{mechanism: evidence.MechanismActiveAbort, confidence: evidence.Likely, text: "aborted the connection"}
 	m.facts = append(m.facts, packetFact(srcRFCAbort, fmt.Sprintf(
 		"the RST carries its sender's next sequence number and an ACK: an existing socket was aborted (%s)", s.prints()), s.sender.last, s.rst))
-	if n := s.unacked(); n > 0 {
+	if n := s.unacked(); n > s.other.next-s.other.said() {
+		n -= s.other.next - s.other.said()
 		m.facts = append(m.facts, packetFact("RFC 2525 section 2.17",
 			fmt.Sprintf("%d bytes of %v were not acknowledged before the RST", n, s.other.addr), s.other.data, s.rst))
 	}

@@ -18,7 +18,7 @@ func (c *caseFile) judgeIncident(flows []evidence.Flow) evidence.Verdict {
 		case "listen":
 			return c.listenVerdict(f)
 		case "conntrack":
-			return c.conntrackVerdict(f)
+			return c.conntrackVerdict(c.lastOf(f.Trigger))
 		}
 	}
 	if v, ok := c.portsVerdict(); ok && !harmful(flows) {
@@ -153,6 +153,16 @@ func listenerName(l *evidence.Socket) string {
 	return fmt.Sprintf("%s[%d] on %v", l.Owner.Comm, l.Owner.PID, l.Local)
 }
 
+// lastOf is the last firing of a trigger, which knows what has become of it.
+func (c *caseFile) lastOf(trigger string) (last evidence.Firing) {
+	for _, f := range c.inc.Firings {
+		if f.Trigger == trigger {
+			last = f
+		}
+	}
+	return last
+}
+
 // conntrackVerdict: a full table drops packets of new connections silently; it
 // sends no RST itself (nf_conntrack_core.c: init_conntrack).
 func (c *caseFile) conntrackVerdict(f evidence.Firing) evidence.Verdict {
@@ -164,8 +174,7 @@ func (c *caseFile) conntrackVerdict(f evidence.Firing) evidence.Verdict {
 	claim.Party, claim.PartyConfidence = c.hostParty()
 	claim.Cause, claim.CauseConfidence, claim.Advice = evidence.CauseConntrackFull, evidence.Proven, c.adviceOn(evidence.CauseConntrackFull)
 	facts := []evidence.Finding{{Kind: evidence.KindFirewall, Source: "net/netfilter/nf_conntrack_core.c", Text: f.Expression + ": " + f.Reason}}
-	if c.inc.At != nil && c.inc.At.Conntrack != nil {
-		ct := c.inc.At.Conntrack
+	if ct := c.fullestTable(); ct != nil {
 		facts = append(facts, counterFact("/proc/sys/net/netfilter", "nf_conntrack_count %d of nf_conntrack_max %d (%.0f %%)",
 			ct.Count, ct.Max, 100*ct.Usage()))
 		if ct.Usage() >= 0.9 {

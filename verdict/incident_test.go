@@ -1,6 +1,7 @@
 package verdict
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -64,6 +65,39 @@ func TestConntrackIncident(t *testing.T) {
 	inc.At.Conntrack.TopTalkers[0].Source = netip.MustParseAddr("172.16.0.1")
 	if c := Judge(inc).Verdict.Claim(); c.Party != evidence.PartyUnknown {
 		t.Errorf("party %s of a host's own entries", c.Party)
+	}
+}
+
+// TestConntrackFilledUp: the trigger fires while the table fills, and again when it is
+// full. What is known at the end is told.
+func TestConntrackFilledUp(t *testing.T) {
+	table := func(n, drops uint64) *evidence.Snapshot {
+		return &evidence.Snapshot{Conntrack: &evidence.Conntrack{Count: n, Max: 100, Drop: drops}}
+	}
+	syn := pkt{src: client, dst: server, flags: evidence.SYN, seq: 100, dir: evidence.Received}
+	again := syn
+	again.ms = 1000
+	soon := evidence.Firing{Trigger: "conntrack", Reason: "nothing lost yet"}
+	full := evidence.Firing{Trigger: "conntrack", Reason: "drop +3"}
+	for name, tt := range map[string]struct {
+		firings         []evidence.Firing
+		after           *evidence.Snapshot
+		sentence, usage string
+	}{
+		"it fills up":          {[]evidence.Firing{soon, {Trigger: "manual"}, full}, table(100, 3), full.Reason, "(100 %)"},
+		"it has emptied again": {[]evidence.Firing{soon}, table(7, 3), soon.Reason, "(95 %)"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			j := Judge(&evidence.Incident{Window: window(syn, again), Firings: tt.firings, At: table(95, 0), After: tt.after})
+			if c := j.Verdict.Claim(); c.Sentence != tt.sentence {
+				t.Errorf("%s", c.Sentence)
+			}
+			for _, v := range []evidence.Verdict{j.Verdict, j.Flows[0].Verdict} {
+				if !strings.Contains(fmt.Sprint(v.Findings()), tt.usage) {
+					t.Errorf("without %q: %v", tt.usage, v.Findings())
+				}
+			}
+		})
 	}
 }
 

@@ -193,7 +193,7 @@ func (c *caseFile) readEvent(s *story, e *evidence.KernelEvent, form kernelReaso
 	switch e.Reason {
 	case "TCP_STATE", "":
 		if e.Trigger == nil && e.HasNumbers {
-			return abortReason(e)
+			return c.unexplained(s, e, abortReason(e))
 		}
 	}
 	if e.Trigger == nil {
@@ -209,7 +209,7 @@ func abortReason(e *evidence.KernelEvent) kernelReason {
 	switch {
 	case e.Exiting:
 		r.mechanism, r.text = evidence.MechanismProcessExit, exitText(e)
-	case e.State == "established" || e.State == "close_wait" || e.State == "fin_wait1" || e.State == "syn_received":
+	case slices.Contains(openStates, e.State):
 		r.origin, r.mechanism, r.text = evidence.OriginLocalKernel, evidence.MechanismKilledSocket, "an administrator or agent destroyed the socket"
 	case e.Via == evidence.ViaInherit && e.Orphan:
 		r.mechanism, r.text = evidence.MechanismListenerClosed, "closed the listener before it accepted the connection"
@@ -220,6 +220,38 @@ func abortReason(e *evidence.KernelEvent) kernelReason {
 		r.mechanism, r.text = evidence.MechanismActiveAbort, "aborted the socket"
 	}
 	return r
+}
+
+// openStates are those of which a destroyed socket sends RST (tcp_need_reset); whoever
+// closes one leaves them before.
+var openStates = []string{"established", "close_wait", "fin_wait_1", "fin_wait_2", "syn_received"}
+
+// unexplained reads the end of a socket of which the kernel gave no reason, as those
+// before 6.10: too many orphans and keepalive timers end open ones, too. Who destroys
+// a socket runs meanwhile.
+func (c *caseFile) unexplained(s *story, e *evidence.KernelEvent, r kernelReason) kernelReason {
+	destroyed := r.mechanism == evidence.MechanismKilledSocket
+	onMemory, _ := c.movedFor(s, "TcpExt.TCPAbortOnMemory")
+	switch {
+	case e.Reason != "" || destroyed && e.Actor != nil:
+	case e.Orphan && onMemory > 0 && (destroyed || r.mechanism == evidence.MechanismActiveAbort):
+		r = reasons["TCP_ABORT_ON_MEMORY"]
+		r.text += ", for TCPAbortOnMemory grew"
+	case destroyed && c.diedOf(e) == errTimedOut:
+		r = reasons["TCP_KEEPALIVE_TIMEOUT"]
+		r.text += ", for the socket timed out"
+	}
+	return r
+}
+
+// diedOf is the error that the socket of an event had right then, 0 if none is known.
+func (c *caseFile) diedOf(e *evidence.KernelEvent) int {
+	for _, k := range c.kernel.at[kernelKey{e.NetNS, e.Local, e.Remote}] {
+		if k.Kind == evidence.SocketError && k.Time.Sub(e.Time).Abs() <= joinWithin {
+			return k.Errno
+		}
+	}
+	return 0
 }
 
 func exitText(e *evidence.KernelEvent) string {

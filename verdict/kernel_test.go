@@ -134,6 +134,42 @@ func ownerPID(o *evidence.Owner) int {
 	return o.PID
 }
 
+// TestWithoutReason: kernels before 6.10 give none. What else they tell says how an open
+// socket ended.
+func TestWithoutReason(t *testing.T) {
+	open := func(state string, orphan bool, actor *evidence.Owner) evidence.KernelEvent {
+		return sentEvent(func(e *evidence.KernelEvent) { e.Reason, e.State, e.Orphan, e.Actor = "", state, orphan, actor })
+	}
+	died := func(errno int) evidence.KernelEvent {
+		return evidence.KernelEvent{Kind: evidence.SocketError, Errno: errno, Time: atMS(9.1), Local: server, Remote: client, Owner: app}
+	}
+	agent := &evidence.Owner{PID: 9, Comm: "ss"}
+	const errConnAborted = 103
+	memory := map[string]uint64{"TcpExt.TCPAbortOnMemory": 1}
+	for name, tt := range map[string]struct {
+		events    []evidence.KernelEvent
+		grown     map[string]uint64
+		origin    evidence.Origin
+		mechanism evidence.Mechanism
+	}{
+		"it had timed out":            {[]evidence.KernelEvent{open("established", false, nil), died(errTimedOut)}, nil, evidence.OriginLocalKernel, evidence.MechanismKeepalive},
+		"it was destroyed":            {[]evidence.KernelEvent{open("established", false, agent), died(errConnAborted)}, nil, evidence.OriginLocalKernel, evidence.MechanismKilledSocket},
+		"an orphan, one of too many":  {[]evidence.KernelEvent{open("fin_wait_1", true, nil)}, memory, evidence.OriginLocalKernel, evidence.MechanismMemory},
+		"an orphan that an agent met": {[]evidence.KernelEvent{open("fin_wait_1", true, agent)}, memory, evidence.OriginLocalKernel, evidence.MechanismKilledSocket},
+		"an orphan, for nothing":      {[]evidence.KernelEvent{open("fin_wait_2", true, nil)}, nil, evidence.OriginLocalKernel, evidence.MechanismKilledSocket},
+		"it was closed":               {[]evidence.KernelEvent{open("closed", false, app)}, nil, evidence.OriginLocalProcess, evidence.MechanismActiveAbort},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inc := told(served(true, activeRST), tt.events...)
+			counters(inc, tt.grown)
+			c := one(t, inc).Verdict.Claim()
+			if c.Origin != tt.origin || c.Mechanism != tt.mechanism || c.MechanismConfidence != evidence.Likely {
+				t.Errorf("%s, %s %s: %s", c.Origin, c.Mechanism, c.MechanismConfidence, c.Sentence)
+			}
+		})
+	}
+}
+
 // TestKernelJoin: an event is used for its own RST only.
 func TestKernelJoin(t *testing.T) {
 	plain := sentEvent(nil)

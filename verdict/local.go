@@ -47,18 +47,28 @@ func (c *caseFile) countedHere(s *story, m *making) {
 
 // abortsCounted tells how sockets were aborted, by the counters that only one way
 // moves: TCPAbortOnClose for close with unread data, TCPAbortOnData for SO_LINGER 0,
-// TCPAbortOnTimeout for timers (net/ipv4/tcp.c, tcp_timer.c).
+// TCPAbortOnTimeout for timers, TCPAbortOnMemory for too many orphans and the like
+// (net/ipv4/tcp.c, tcp_timer.c).
 func (c *caseFile) abortsCounted(s *story, m *making) {
 	o := &s.opinion
 	onClose, known := c.movedFor(s, "TcpExt.TCPAbortOnClose")
 	onData, _ := c.movedFor(s, "TcpExt.TCPAbortOnData")
 	byTimer, _ := c.movedFor(s, "TcpExt.TCPAbortOnTimeout")
+	onMemory, _ := c.movedFor(s, "TcpExt.TCPAbortOnMemory")
 	known = known || onData > 0
 	if byTimer > 0 {
 		o.claim.Origin = evidence.OriginLocalHost
 		o.add(counterFact(srcClose, "TCPAbortOnTimeout grew by %d: timers aborted sockets too", byTimer))
 	}
-	if !known || onClose+onData == 0 || byTimer > 0 {
+	if onMemory > 0 {
+		o.claim.Origin = evidence.OriginLocalHost
+		r := reasons["TCP_ABORT_ON_MEMORY"]
+		o.add(counterFact(srcClose, "TCPAbortOnMemory grew by %d: %s", onMemory, r.text))
+		if onMemory >= uint64(c.sent+c.unsure) {
+			o.claim.Origin, o.claim.Mechanism, o.claim.Layer, m.text = r.origin, r.mechanism, layerOf(r.mechanism), "aborted the connection: "+r.text
+		}
+	}
+	if !known || onClose+onData == 0 || byTimer+onMemory > 0 {
 		return
 	}
 	o.add(counterFact(srcClose, "TCPAbortOnClose grew by %d, TCPAbortOnData by %d, TCPAbortOnTimeout not: processes closed sockets abortively", onClose, onData))

@@ -251,3 +251,29 @@ func TestTranslatorByTTL(t *testing.T) {
 		}
 	}
 }
+
+// TestRefusedAtADistance: ports of one address may lead to different hosts. What
+// refuses before it is a filter; behind it is who does not listen.
+func TestRefusedAtADistance(t *testing.T) {
+	port := netip.AddrPortFrom(server.Addr(), 9090)
+	for name, tt := range map[string]struct {
+		ttl       uint8
+		origin    evidence.Origin
+		mechanism evidence.Mechanism
+		party     evidence.Party
+		cause     evidence.Cause
+	}{
+		"nearer": {62, evidence.OriginMiddleboxNear, evidence.MechanismRefusedFilter, evidence.Network, evidence.CausePolicy},
+		"behind": {58, evidence.OriginMiddleboxFar, evidence.MechanismRefused, evidence.Server, evidence.CauseProcessDown},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := one(t, &evidence.Incident{Window: window(peerFlow(
+				pkt{ms: 20, src: client, dst: port, flags: evidence.SYN, seq: 900, dir: evidence.Sent, id: 1},
+				pkt{ms: 21, src: port, dst: client, flags: rstAck, ack: 901, dir: evidence.Received, ttl: tt.ttl})...)})
+			c := f.Verdict.Claim()
+			if c.Origin != tt.origin || c.Mechanism != tt.mechanism || c.Party != tt.party || c.Cause != tt.cause || c.Confidence != evidence.Possible {
+				t.Errorf("%s %s, %s, party %s, cause %s: %s", c.Origin, c.Confidence, c.Mechanism, c.Party, c.Cause, c.Sentence)
+			}
+		})
+	}
+}

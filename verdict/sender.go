@@ -266,16 +266,20 @@ func (c *caseFile) nearer(s *story, m *misfit) {
 	if making.mechanism == evidence.MechanismQueueOverflow {
 		o.claim.Mechanism = evidence.MechanismNoSocket // the queue is where the SYN/ACK came from
 	}
-	if s.answersSYN() {
-		// Different ports of an address can lead to different hosts (a translating
-		// balancer), so the distance alone accuses nobody for sure.
-		o.claim.Mechanism, o.claim.Confidence = evidence.MechanismRefusedFilter, evidence.Possible
-	}
 	where := "nearer than"
 	if m.hops < 0 {
 		where = "behind"
 	}
-	o.claim.Sentence = fmt.Sprintf("a device %s %v answered in its name: RST from %d hops away from where it should come", where, s.rst.Src, abs(m.hops))
+	if s.answersSYN() {
+		// Different ports of an address can lead to different hosts (a translating
+		// balancer), so the distance alone accuses nobody for sure. A filter stands
+		// before the host that it guards; who answers behind does not listen.
+		o.claim.Confidence = evidence.Possible
+		if m.hops >= 0 {
+			o.claim.Mechanism = evidence.MechanismRefusedFilter
+		}
+	}
+	o.claim.Sentence = fmt.Sprintf("a device %s %v answered in its name: RST from %s away from where it should come", where, s.rst.Src, plural(abs(m.hops), "hop"))
 }
 
 func abs(n int) int { return max(n, -n) }

@@ -77,7 +77,7 @@ func (l *glance) side() int {
 
 // suspect tells whether the connection seems to have failed silently.
 func (s *tallySlot) suspect() bool {
-	if !s.used || s.reset {
+	if s.reset {
 		return false
 	}
 	q := &s.silence
@@ -90,23 +90,17 @@ const maxSilent = 256
 // silent chooses the connections that seem to have failed without a RST.
 func (c *choice) silent(t *tallies) {
 	n := 0
-	for i := range t.slots {
-		s := &t.slots[i]
-		if n == maxSilent {
-			return
-		}
-		if !s.suspect() {
-			continue
-		}
+	t.each(func(s *tallySlot) bool {
 		id := s.id
 		id.namespace = s.silence.namespace
-		if c.at[id] == nil {
+		if s.suspect() && c.at[id] == nil {
 			n++
 			f := &chosen{silent: true}
 			c.kept = append(c.kept, f)
 			c.show(f, id)
 		}
-	}
+		return n < maxSilent
+	})
 }
 
 // maxAnswers bounds the servers whose answers to SYNs are counted.

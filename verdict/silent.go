@@ -98,6 +98,7 @@ func (c *caseFile) swallowed(s *story) {
 		o.claim.Confidence = evidence.Proven
 		o.add(f...)
 	default:
+		s.swallowed = true
 		o.claim.Sentence = fmt.Sprintf("SYNs to %v came in here and were neither answered nor sent on", s.sender.addr)
 		if counted && over+drops == 0 {
 			o.exclude("a full accept queue: neither ListenOverflows nor ListenDrops grew")
@@ -159,13 +160,12 @@ func (c *caseFile) perhapsFull(s *story) {
 
 // conntrackFull tells whether this host's connection tracking dropped packets.
 func (c *caseFile) conntrackFull() (facts []evidence.Finding, full bool) {
-	at := c.inc.At
-	if at == nil || at.Conntrack == nil {
+	ct, drops := c.fullestTable(), uint64(0)
+	if ct == nil {
 		return nil, false
 	}
-	ct, drops := at.Conntrack, uint64(0)
-	if c.inc.After != nil && c.inc.After.Conntrack != nil {
-		drops = c.inc.After.Conntrack.Drop - min(ct.Drop, c.inc.After.Conntrack.Drop)
+	if at, after := c.inc.At, c.inc.After; at != nil && at.Conntrack != nil && after != nil && after.Conntrack != nil {
+		drops = after.Conntrack.Drop - min(at.Conntrack.Drop, after.Conntrack.Drop)
 	}
 	if c.inc.Series != nil {
 		drops = max(drops, c.inc.Series.Growth("Conntrack.drop", c.window.From, c.inc.Closed))
@@ -176,6 +176,17 @@ func (c *caseFile) conntrackFull() (facts []evidence.Finding, full bool) {
 	facts = append(facts, evidence.Finding{Kind: evidence.KindFirewall, Source: "net/netfilter/nf_conntrack_core.c", Text: fmt.Sprintf(
 		"the connection-tracking table holds %d of %d entries (%.0f %%); it dropped %s in the window", ct.Count, ct.Max, 100*ct.Usage(), plural(int(drops), "packet"))})
 	return facts, drops > 0 || ct.Usage() >= 1
+}
+
+// fullestTable is the connection-tracking table when it was fuller: it may have filled
+// since the first look; nil if nobody looked.
+func (c *caseFile) fullestTable() (ct *evidence.Conntrack) {
+	for _, snap := range []*evidence.Snapshot{c.inc.At, c.inc.After} {
+		if snap != nil && snap.Conntrack != nil && (ct == nil || snap.Conntrack.Usage() > ct.Usage()) {
+			ct = snap.Conntrack
+		}
+	}
+	return ct
 }
 
 // conntrackNear is the share from which a table counts as nearly full.

@@ -70,6 +70,14 @@ type end struct {
 	hasAcked bool
 }
 
+// said is the sequence number behind its last data: a FIN takes one, too.
+func (e *end) said() uint32 {
+	if e.fin != nil && e.next == e.fin.Seq+e.fin.Length() {
+		return e.next - 1
+	}
+	return e.next
+}
+
 // story is an implicated flow, told up to its first RST or, without one, to its end.
 type story struct {
 	excerpt  *evidence.Excerpt
@@ -102,8 +110,9 @@ type story struct {
 	// tells that there is one which continues this.
 	continues *story
 	continued bool
-	// filtered tells that a packet filter of this host dropped the SYNs.
-	filtered bool
+	// filtered tells that a packet filter of this host dropped the SYNs, swallowed
+	// that this host did, and nothing says why.
+	filtered, swallowed bool
 	// elsewhere tells that a RST which passed through came from another distance
 	// than its sender's segments.
 	elsewhere bool

@@ -243,15 +243,22 @@ func (l *caseLab) haproxy(h *scenes.Host, addr netip.AddrPort, config string) *e
 // certificate writes a key and a certificate of its own for proxies.
 func (l *caseLab) certificate() (file string) {
 	l.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	text, err := newCertificate()
 	l.must(err)
+	return l.file("cert.pem", text)
+}
+
+// newCertificate makes a certificate that nobody signed, and its key.
+func newCertificate() (string, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return "", err
+	}
 	tmpl := x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"shop"}, NotAfter: time.Now().Add(time.Hour)}
 	cert, err := x509.CreateCertificate(rand.Reader, &tmpl, &tmpl, &key.PublicKey, key)
-	l.must(err)
-	private, err := x509.MarshalECPrivateKey(key)
-	l.must(err)
-	return l.file("cert.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}))+
-		string(pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: private})))
+	private, kerr := x509.MarshalECPrivateKey(key)
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert})) +
+		string(pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: private})), errors.Join(err, kerr)
 }
 
 // flowOf finds a flow by its client.

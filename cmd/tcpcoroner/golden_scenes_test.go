@@ -44,6 +44,16 @@ var goldenScenes = []struct {
 	{"path-cut", "client", pathCut},
 	{"no-local-port", "client", noLocalPort},
 	{"ports-half-used", "client", portsHalfUsed},
+	{"blind-reset", "client client/packets", blindResets},
+	{"forged-from-afar", "client client/packets", forgedFromAfar},
+	{"longer-route", "client", longerRoute},
+	{"published-port", "client", publishedPort},
+	{"snat-lost-goes-on", "server server/packets", goesOnUntranslated},
+	{"timer-and-abort", "server/packets", timerAndAbort},
+	{"conntrack-full", "router client", conntrackFull},
+	{"conntrack-makes-room", "router router/packets", conntrackMakesRoom},
+	{"plain-to-tls", "server", plainToTLS},
+	{"tls-to-plain", "server", tlsToPlain},
 }
 
 // pair is a connection of a stage, both ends in this process.

@@ -11,7 +11,12 @@ import (
 )
 
 // Connection is a TCP connection over IPv4, by who opened it and to whom.
-type Connection struct{ From, To netip.AddrPort }
+type Connection struct {
+	From, To netip.AddrPort
+	// Assured connections do not make room in a full table (early_drop of
+	// net/netfilter/nf_conntrack_core.c).
+	Assured bool
+}
 
 // Tracker makes entries in the connection-tracking table of a namespace.
 type Tracker struct{ conn *netlink.Conn }
@@ -20,21 +25,32 @@ type Tracker struct{ conn *netlink.Conn }
 // one. It is closed when the test ends.
 func NewTracker(t testing.TB, within func(func() error) error) *Tracker {
 	t.Helper()
-	var c *netlink.Conn
-	if err := within(func() (err error) {
-		c, err = netlink.Dial(unix.NETLINK_NETFILTER, nil)
-		return err
-	}); err != nil {
+	made, err := OpenTracker(within)
+	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { c.Close() })
-	return &Tracker{c}
+	t.Cleanup(func() { made.Close() })
+	return made
 }
+
+// OpenTracker is NewTracker for those who close it themselves.
+func OpenTracker(within func(func() error) error) (*Tracker, error) {
+	t := &Tracker{}
+	err := within(func() (err error) {
+		t.conn, err = netlink.Dial(unix.NETLINK_NETFILTER, nil)
+		return err
+	})
+	return t, err
+}
+
+// Close gives the socket up. The entries stay.
+func (t *Tracker) Close() error { return t.conn.Close() }
 
 // The attributes of linux/netfilter/nfnetlink_conntrack.h.
 const (
 	ctaTupleOrig  = 1
 	ctaTupleReply = 2
+	ctaStatus     = 3
 	ctaTimeout    = 7
 	ctaTupleIP    = 1
 	ctaTupleProto = 2
@@ -44,6 +60,10 @@ const (
 	ctaProtoSrc   = 2
 	ctaProtoDst   = 3
 )
+
+// statusAssured is IPS_SEEN_REPLY, IPS_ASSURED and IPS_CONFIRMED of
+// linux/netfilter/nf_conntrack_common.h.
+const statusAssured = 2 | 4 | 8
 
 // entryLife is how long an entry stays, in seconds.
 const entryLife = 600
@@ -77,6 +97,9 @@ func entry(c Connection) (netlink.Message, error) {
 	e.Nested(ctaTupleOrig, tuple(c.From, c.To))
 	e.Nested(ctaTupleReply, tuple(c.To, c.From))
 	e.Uint32(ctaTimeout, entryLife)
+	if c.Assured {
+		e.Uint32(ctaStatus, statusAssured)
+	}
 	attributes, err := e.Encode()
 	return netlink.Message{
 		Header: netlink.Header{Type: unix.NFNL_SUBSYS_CTNETLINK << 8, Flags: netlink.Request | netlink.Create | netlink.Excl},

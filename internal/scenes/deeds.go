@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"syscall"
 	"time"
 	"unsafe"
 
@@ -220,6 +221,18 @@ func sequence(r request) (done reply, err error) {
 		*seq = uint32(v)
 	}
 	return done, nil
+}
+
+// Sequence tells the next sequence numbers that a connection sends and receives. It
+// needs CAP_NET_ADMIN.
+func Sequence(c syscall.Conn) (snd, rcv uint32, err error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, 0, err
+	}
+	var at reply
+	cerr := raw.Control(func(fd uintptr) { at, err = sequence(request{FD: int(fd)}) })
+	return at.Snd, at.Rcv, errors.Join(err, cerr)
 }
 
 // unspec dissolves the connection: connect(2) to an address of family AF_UNSPEC.

@@ -1,6 +1,7 @@
 package scenes
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
@@ -25,6 +26,14 @@ type segment struct {
 	seq, ack uint32
 	flags    uint8
 	payload  int
+	// ttl is forgedTTL if 0.
+	ttl uint8
+}
+
+// ForgeReset sends a RST from the host that says to be of src. Its TTL counts down
+// from ttl.
+func (h *Host) ForgeReset(src, dst netip.AddrPort, seq, ack uint32, ttl uint8) error {
+	return h.inject(segment{src: src, dst: dst, seq: seq, ack: ack, flags: flagRST | flagACK, ttl: ttl})
 }
 
 // marshal writes the IP packet.
@@ -42,13 +51,13 @@ func (s segment) marshal() []byte {
 	pseudo := append(append([]byte{}, src...), dst...)
 	pseudo = append(pseudo, 0, unix.IPPROTO_TCP, byte(len(tcp)>>8), byte(len(tcp)))
 	binary.BigEndian.PutUint16(tcp[16:], checksum(pseudo, tcp))
-	return append(ipHeader(src, dst, len(tcp)), tcp...)
+	return append(ipHeader(src, dst, len(tcp), cmp.Or(s.ttl, forgedTTL)), tcp...)
 }
 
-func ipHeader(src, dst []byte, payload int) []byte {
+func ipHeader(src, dst []byte, payload int, ttl uint8) []byte {
 	if len(src) == 4 {
 		ip := make([]byte, 20)
-		ip[0], ip[8], ip[9] = 0x45, forgedTTL, unix.IPPROTO_TCP
+		ip[0], ip[8], ip[9] = 0x45, ttl, unix.IPPROTO_TCP
 		binary.BigEndian.PutUint16(ip[2:], uint16(20+payload))
 		copy(ip[12:], src)
 		copy(ip[16:], dst)
@@ -56,7 +65,7 @@ func ipHeader(src, dst []byte, payload int) []byte {
 		return ip
 	}
 	ip := make([]byte, 40)
-	ip[0], ip[6], ip[7] = 0x60, unix.IPPROTO_TCP, forgedTTL
+	ip[0], ip[6], ip[7] = 0x60, unix.IPPROTO_TCP, ttl
 	binary.BigEndian.PutUint16(ip[4:], uint16(payload))
 	copy(ip[8:], src)
 	copy(ip[24:], dst)

@@ -65,7 +65,7 @@ func FuzzParseSocket(f *testing.F) {
 func TestSegment(t *testing.T) {
 	for _, tt := range []struct{ src, dst string }{{"10.98.1.2:1000", "10.98.2.2:80"}, {"[fd98:1::2]:1000", "[fd98:2::2]:80"}} {
 		for _, payload := range []int{0, 7, 100} {
-			s := segment{netip.MustParseAddrPort(tt.src), netip.MustParseAddrPort(tt.dst), 1, 2, flagACK, payload}
+			s := segment{netip.MustParseAddrPort(tt.src), netip.MustParseAddrPort(tt.dst), 1, 2, flagACK, payload, 0}
 			b := s.marshal()
 			head := len(b) - 20 - payload
 			if head == 20 && checksum(b[:head]) != 0 {

@@ -109,6 +109,16 @@ func (p *play) proxy(name, config string, args ...string) (pid int, at netip.Add
 	return a.PID, at
 }
 
+// Program starts a program on a host, with its configuration in the file "config" of
+// its working directory. It ends with the stage or the context.
+func (st *Stage) Program(ctx context.Context, h *Host, name, config string, args ...string) error {
+	if err := st.has([]string{name}); err != nil {
+		return err
+	}
+	_, err := st.program(ctx, h, name, config, args...)
+	return err
+}
+
 // program starts a program that is no actor of ours; it ends with the stage.
 func (st *Stage) program(ctx context.Context, h *Host, name, config string, args ...string) (*actor, error) {
 	dir, err := os.MkdirTemp("", "scenes-")

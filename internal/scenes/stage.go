@@ -21,6 +21,7 @@ type Stage struct {
 	IPv6 bool
 	// OwnMachine allows scenes that change settings of the whole machine.
 	OwnMachine bool
+	more       []*Host
 	actors     []*actor
 	dirs       []string
 }
@@ -91,13 +92,28 @@ func (st *Stage) Close() error {
 	}
 	st.actors = nil
 	errs := []error{st.removeDirs()}
-	for _, h := range []*Host{st.Client, st.Router, st.Server} {
+	for _, h := range append([]*Host{st.Client, st.Router, st.Server}, st.more...) {
 		if h != nil && h.netns != nil {
 			errs = append(errs, h.netns.Close())
 			h.netns = nil
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// AddHost puts a further host behind one, which forwards for it from now on. Its
+// addresses are 10.98.n.2 and fd98:n::2, n from 3 on.
+func (st *Stage) AddHost(behind *Host, name string, n int) (*Host, error) {
+	h, err := newHost(name)
+	if err != nil {
+		return nil, err
+	}
+	st.more = append(st.more, h)
+	ip4, ip6 := fmt.Sprintf("10.98.%d.", n), fmt.Sprintf("fd98:%d::", n)
+	if err := (leg{behind, h, name, ip4 + "2", ip6 + "2", ip4 + "1", ip6 + "1"}).connect(); err != nil {
+		return nil, err
+	}
+	return h, errors.Join(behind.Sysctl("net.ipv4.ip_forward", "1"), behind.Sysctl("net.ipv6.conf.all.forwarding", "1"))
 }
 
 // Host returns a host by its name, as in Truth.RSTFrom; nil if there is none.
