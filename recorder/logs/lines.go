@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"regexp"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -46,7 +47,20 @@ func tidy(raw string) string {
 	if len(raw) > maxRaw {
 		raw = raw[:maxRaw]
 	}
-	return shorten(Redact(printable(raw)), evidence.MaxLogText)
+	return shorten(Redact(printable(withoutBinary(raw))), evidence.MaxLogText)
+}
+
+// binary is what a program quotes of bytes that are no text, as nginx does with a TLS
+// hello on a plain port: the client's payload, which is not ours to keep. Raw or escaped
+// control characters tell, but for tabs and the colours of terminals.
+var binary = regexp.MustCompile(`(?s)"[^"]*?(?:[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f]|\\x[01][0-9A-Fa-f]).*(?:"|$)`)
+
+// withoutBinary takes what is no text out of a line.
+func withoutBinary(raw string) string {
+	if !strings.Contains(raw, `\x`) && !strings.ContainsFunc(raw, unicode.IsControl) {
+		return raw
+	}
+	return binary.ReplaceAllLiteralString(raw, `"[binary]"`)
 }
 
 // printable puts spaces in the place of control characters and of what is not UTF-8.

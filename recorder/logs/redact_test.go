@@ -59,6 +59,23 @@ func TestRedactKeepsEvidence(t *testing.T) {
 	}
 }
 
+// What is quoted of a client's bytes is kept if it is text.
+func TestTidyKeepsNoPayload(t *testing.T) {
+	const line = `[info] 7#7: *2 client sent invalid method while reading client request line, client: 192.0.2.9, server: , request: `
+	for _, test := range []struct{ raw, want string }{
+		{line + "\"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03secret\"secret\n\"", line + `"[binary]"`},
+		{line + "\"\x16\x03\x01secret", line + `"[binary]"`},
+		{`192.0.2.9 - - [24/Nov/2026:04:00:00 +0000] "\x16\x03\x01\x02secret" 400 157 "-" "-"`, `192.0.2.9 - - [24/Nov/2026:04:00:00 +0000] "[binary]"`},
+		{line + `"GET /a%20b\xC3\xA4 HTTP/1.1"`, line + `"GET /a%20b\xC3\xA4 HTTP/1.1"`},
+		{"msg=\"reset by peer\"\r", `msg="reset by peer"`},
+		{"\x1b[31mlevel\x1b[0m=\"error\"\tmsg=\"reset by peer\"", `[31mlevel [0m="error" msg="reset by peer"`},
+	} {
+		if got := tidy(test.raw); got != test.want {
+			t.Errorf("%q\nbecame %s", test.raw, got)
+		}
+	}
+}
+
 func TestTidyBoundsAnyLine(t *testing.T) {
 	for _, raw := range []string{strings.Repeat("x", 1<<20), strings.Repeat("ü", 1<<19), strings.Repeat("\xff", 1<<20), strings.Repeat("password=hunter2 ", 1<<16)} {
 		if got := tidy(raw); len(got) > evidence.MaxLogText || strings.Contains(got, "hunter2") {
