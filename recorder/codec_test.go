@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"math"
 	"math/rand/v2"
 	"reflect"
 	"slices"
@@ -53,18 +54,14 @@ var testDecoder = sync.OnceValue(func() *decoder { return &decoder{} })
 
 func decodeAll(t testing.TB, chunk []byte) (all []evidence.Packet) {
 	t.Helper()
-	h, err := parseHead(chunk)
-	if err != nil {
-		t.Fatal(err)
-	}
-	columns, _, err := columnsOf(chunk, nil)
-	if err != nil {
+	var c unpacked
+	if err := c.read(chunk, math.MinInt64, math.MaxInt64); err != nil {
 		t.Fatal(err)
 	}
 	d := testDecoder()
-	d.start(&h, &columns)
+	d.start(&c)
 	for {
-		ok, err := d.next()
+		ok, err := d.next(wishNow)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -357,24 +354,20 @@ func FuzzDecode(f *testing.F) {
 	f.Add(encodeAll(f, all, true), true)
 	f.Add(encodeAll(f, all, false), true)
 	f.Add([]byte(chunkMagic), false)
-	var d decoder // its tables are large: made once
+	d := decoder{need: func(p *evidence.Packet) int { return int(p.WireBytes % 4) }}
 	f.Fuzz(func(t *testing.T, b []byte, mend bool) {
 		if mend && len(b) >= chunkHeader { // get past the checksum
 			h := head{packets: binary.LittleEndian.Uint32(b[12:])}
 			copy(b, chunkMagic)
 			h.put(b)
 		}
-		h, err := parseHead(b)
-		if err != nil {
+		var c unpacked
+		if c.read(b, math.MinInt64, math.MaxInt64) != nil {
 			return
 		}
-		columns, _, err := columnsOf(b, nil)
-		if err != nil {
-			return
-		}
-		d.start(&h, &columns)
-		for range 1 << 14 {
-			ok, _ := d.next()
+		d.start(&c)
+		for i := range 1 << 14 {
+			ok, _ := d.next(wish(i % 3))
 			if !ok {
 				return
 			}

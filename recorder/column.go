@@ -90,18 +90,19 @@ func (c *column) u64(v uint64) {
 
 func (c *column) raw(v []byte) { c.n += copy(c.b[c.n:], v) }
 
-// cursor reads a column. Behind its end it reads zeros and is bad from then on.
+// cursor reads a column. Behind its end it reads zeros and sets bad.
 type cursor struct {
 	b []byte
-	// at is how many bytes were read: more than there are if it is bad. An offset,
-	// for the bytes themselves are a pointer, of which each change costs more.
+	// at is how many bytes were read: an offset, for the bytes themselves are a
+	// pointer, of which each change costs more.
 	at int
+	// bad is one for all columns of a chunk: a look at it tells of each.
+	bad *bool
 }
 
-// left is negative if the cursor is bad.
 func (c *cursor) left() int { return len(c.b) - c.at }
 
-func (c *cursor) spoil() { c.at = len(c.b) + 1 }
+func (c *cursor) spoil() { *c.bad = true }
 
 func (c *cursor) take(n int) []byte {
 	if n > c.left() {
@@ -139,7 +140,7 @@ func (c *cursor) uvarint() uint64 {
 }
 
 func (c *cursor) longUvarint() uint64 {
-	v, n := binary.Uvarint(c.b[min(c.at, len(c.b)):])
+	v, n := binary.Uvarint(c.b[c.at:])
 	if n <= 0 {
 		c.spoil()
 		return 0

@@ -2,7 +2,9 @@ package recorder
 
 import (
 	"fmt"
+	"math"
 	"math/bits"
+	"slices"
 
 	"tcpcoroner/evidence"
 )
@@ -11,46 +13,53 @@ import (
 type decoder struct {
 	slots
 	columns [columns]cursor
+	spoiled bool // a column ended too early
+	need    Need // nil: everything is needed
 	fields  fields
-	times   []int64 // of all packets, as far as the column goes
+	times   []int64 // of the chunk
 	number  int     // of the next packet
 	left    int     // packets behind it
 	last    int64
 	current *flow
 	side    uint8
+	skipped bool // there is no packet
 	packet  evidence.Packet
 	header  [maxHeader]byte
 }
 
-// start begins with a chunk that was opened.
-func (d *decoder) start(h *head, columns *[columns]cursor) {
-	if cap(d.flows) == 0 {
-		d.slots = newSlots()
-	}
+// wish is whether a packet is wanted, or only what later ones are predicted from; and
+// if it is, whether it is visited now, behind all that were decoded before.
+type wish uint8
+
+const (
+	wishNone wish = iota
+	wishNow
+	wishLater
+)
+
+// needAll bounds a flow's need: it is all.
+const needAll = math.MaxUint8
+
+// What is known of a flow's further sightings.
+const (
+	againUnknown = iota
+	againNone
+	againAll
+)
+
+// start begins with a chunk, which must stay as it is until its end.
+func (d *decoder) start(c *unpacked) {
 	d.slots.reset()
-	d.columns, d.left = *columns, int(h.packets)
-	d.number, d.current = 0, nil
-	d.readTimes()
-}
-
-// readTimes reads the whole column: who puts packets into order looks ahead.
-func (d *decoder) readTimes() {
-	if d.times == nil {
-		d.times = make([]int64, 0, maxPackets)
-	}
-	d.times = d.times[:0]
-	c, at := d.columns[colTime], int64(0)
-	for range d.left {
-		if at += c.signed(); c.left() < 0 {
-			return
-		}
-		d.times = append(d.times, at)
+	d.columns, d.times, d.left = c.columns, c.times, int(c.packets)
+	d.number, d.current, d.spoiled = 0, nil, false
+	for i := range d.columns {
+		d.columns[i].bad = &d.spoiled
 	}
 }
 
-// next reads a packet into d.packet, valid until the next call; false at the end,
-// or with an error where the chunk makes no sense.
-func (d *decoder) next() (bool, error) {
+// next reads a packet into d.packet, valid until the next call, unless it is not
+// wanted; false at the end, or with an error where the chunk makes no sense.
+func (d *decoder) next(w wish) (bool, error) {
 	if d.left == 0 {
 		return false, nil
 	}
@@ -59,7 +68,6 @@ func (d *decoder) next() (bool, error) {
 	}
 	d.last = d.times[d.number]
 	d.number++
-	d.packet = evidence.Packet{Nanos: d.last}
 	mask, more, rare := d.columns[colMask].byte(), uint8(0), uint8(0)
 	if mask&maskMore != 0 {
 		more = d.columns[colMore].byte()
@@ -69,11 +77,11 @@ func (d *decoder) next() (bool, error) {
 	}
 	ok := false
 	if more&moreRaw != 0 {
-		ok = d.raw()
+		ok, d.skipped = d.raw(), w == wishNone
 	} else {
-		ok = d.record(mask, more, rare)
+		ok = d.record(w, mask, more, rare)
 	}
-	if !ok || d.bad() {
+	if !ok || d.spoiled {
 		return false, d.damaged()
 	}
 	return true, nil
@@ -85,19 +93,10 @@ func (d *decoder) damaged() error {
 	return fmt.Errorf("%w: the last %d packets make no sense", ErrDamaged, left)
 }
 
-// bad tells whether a column ended too early.
-func (d *decoder) bad() bool {
-	left := 0
-	for i := range d.columns {
-		left |= d.columns[i].left()
-	}
-	return left < 0
-}
-
 func (d *decoder) raw() bool {
 	v := &d.columns[colValue]
 	number := v.uvarint()
-	d.packet.WireBytes = uint32(v.uvarint())
+	d.packet = evidence.Packet{Nanos: d.last, WireBytes: uint32(v.uvarint())}
 	trusted := v.byte() != 0
 	n := v.uvarint()
 	path := d.path(number)
@@ -123,30 +122,68 @@ func (d *decoder) sum(trusted bool) {
 }
 
 // record reads a packet of a flow.
-func (d *decoder) record(mask, more, rare uint8) bool {
-	p := &d.fields
+func (d *decoder) record(w wish, mask, more, rare uint8) bool {
 	f := d.flow(mask, more)
 	if f == nil {
 		return false
 	}
-	d.current, d.side, p.key = f, mask&maskSide>>1, f.key
-	if d.side == 1 {
-		p.key = f.key.reverse()
-	}
+	d.current, d.side = f, mask&maskSide>>1
 	me := &f.sides[d.side]
 	milli := uint32(d.last / 1e6)
 	if more&moreAgain != 0 {
-		return d.again(me, more)
+		return d.again(w, f, more)
 	}
 	path, ok := d.numbers(me, more)
 	if !ok {
 		return false
 	}
 	d.read(f, mask, more, rare, milli)
-	d.emit(path, 0)
-	d.learn(f, d.side, p, path, milli)
+	if d.skipped = d.spares(w, f, path); !d.skipped {
+		d.emit(f, path, 0)
+	}
+	d.learn(f, d.side, &d.fields, path, milli)
 	return true
 }
+
+// spares tells whether nobody needs the packet, and keeps account of its run: packets
+// of a side that come one after the other, the same way, with the same TTL.
+func (d *decoder) spares(w wish, f *flow, path uint16) bool {
+	if d.need == nil {
+		return w == wishNone
+	}
+	p, me, run, need := &d.fields, &f.sides[d.side], &f.run[d.side], &f.need[d.side]
+	if !me.seen || path != me.path || p.fixed != me.fixed {
+		*run, f.again[d.side] = 0, againUnknown
+	}
+	switch {
+	case w == wishNone || p.flags&flagRST != 0:
+		return w == wishNone
+	case *run == 0:
+		d.emit(f, path, 0)
+		*need = d.needs()
+	}
+	came := *run
+	*run = min(came+1, needAll-1)
+	return *need == 0 || w == wishNow && came >= *need
+}
+
+// sparesAgain is spares of a further sighting. The first one's run goes on.
+func (d *decoder) sparesAgain(w wish, f *flow) bool {
+	me, again := &f.sides[d.side], &f.again[d.side]
+	if d.need == nil || w == wishNone || me.flags&flagRST != 0 {
+		return w == wishNone
+	}
+	if *again == againUnknown {
+		d.emit(f, me.again, me.sightings)
+		if *again = againAll; d.needs() == 0 {
+			*again = againNone
+		}
+	}
+	return *again == againNone
+}
+
+// needs asks how many packets are needed that are like the one that was made.
+func (d *decoder) needs() uint8 { return uint8(min(max(d.need(&d.packet), 0), needAll)) }
 
 // flow finds out of which flow the next packet is.
 func (d *decoder) flow(mask, more uint8) *flow {
@@ -191,6 +228,7 @@ func (d *decoder) open() *flow {
 	if k.template() != index {
 		return nil
 	}
+	d.flows = slices.Grow(d.flows, 1) // nobody holds one but current, which is to change
 	return d.slots.open(&k)
 }
 
@@ -215,7 +253,7 @@ func (d *decoder) numbers(me *state, more uint8) (path uint16, ok bool) {
 	if more&moreLayout != 0 {
 		layout = v.byte()
 	}
-	if !d.layout(layout) || d.path(number) == nil {
+	if !d.layout(layout) || number >= uint64(len(d.paths)) && d.path(number) == nil {
 		return 0, false
 	}
 	return uint16(number), true
@@ -269,8 +307,8 @@ func (d *decoder) newLayout() bool {
 }
 
 // again is a further sighting of the packet before of this side.
-func (d *decoder) again(me *state, more uint8) bool {
-	p := &d.fields
+func (d *decoder) again(w wish, f *flow, more uint8) bool {
+	p, me := &d.fields, &f.sides[d.side]
 	number := uint64(me.again)
 	if more&morePath != 0 {
 		number = d.columns[colValue].uvarint()
@@ -278,12 +316,17 @@ func (d *decoder) again(me *state, more uint8) bool {
 	if !me.seen || !d.layout(me.layout) || d.path(number) == nil {
 		return false
 	}
+	if uint16(number) != me.again {
+		f.again[d.side] = againUnknown
+	}
 	me.again = uint16(number)
 	me.sightings++
 	p.facts, p.badIPSum = me.facts, false
 	p.payload = me.next - me.seq - uint32(me.flags>>1&1) - uint32(me.flags&1)
 	d.edges()
-	d.emit(uint16(number), me.sightings)
+	if d.skipped = d.sparesAgain(w, f); !d.skipped {
+		d.emit(f, me.again, me.sightings)
+	}
 	return true
 }
 
@@ -312,7 +355,7 @@ func (d *decoder) read(f *flow, mask, more, rare uint8, milli uint32) {
 	p.next = p.seq + p.payload + uint32(p.flags>>1&1) + uint32(p.flags&1)
 	d.edges()
 	p.facts.edges = p.options.digest()
-	d.rare(me, rare)
+	d.rare(f, rare)
 }
 
 func difference(c *cursor, seen bool, next uint32) uint32 {
@@ -358,10 +401,10 @@ func (d *decoder) edges() {
 	}
 }
 
-func (d *decoder) rare(me *state, rare uint8) {
-	p, values := &d.fields, &d.columns[colValue]
+func (d *decoder) rare(f *flow, rare uint8) {
+	p, me, values := &d.fields, &f.sides[d.side], &d.columns[colValue]
 	at := ip4Head
-	if p.key.space >= space6 {
+	if f.key.space >= space6 {
 		at = ip6Head
 	}
 	p.head = at + minTCP + p.options.bytes()
@@ -393,10 +436,13 @@ func (d *decoder) rare(me *state, rare uint8) {
 }
 
 // emit makes the packet of the fields.
-func (d *decoder) emit(path uint16, sighting uint8) {
-	d.packet.Header = d.header[:d.fields.rebuild(&d.header)]
-	d.packet.WireBytes, d.packet.Sighting = d.fields.wire, sighting
-	d.packet.Checksum = evidence.ChecksumStatus(d.fields.sumKind)
+func (d *decoder) emit(f *flow, path uint16, sighting uint8) {
+	p, k := &d.fields, &d.packet
+	if p.key = f.key; d.side == 1 {
+		p.key = f.key.reverse()
+	}
+	k.Header = d.header[:p.rebuild(&d.header)]
+	k.Nanos, k.WireBytes, k.Sighting, k.Checksum = d.last, p.wire, sighting, evidence.ChecksumStatus(p.sumKind)
 	d.put(&d.paths[path])
 }
 

@@ -28,8 +28,10 @@ type flow struct {
 	// flowOpening.
 	isn, opened uint32
 	template    uint8
-	_           [6]byte
-	sides       [2]state
+	// need and run are the reader's, by side: how many packets of the current run are
+	// needed, and how many came; again is whether its further sightings are.
+	need, run, again [2]uint8
+	sides            [2]state
 }
 
 // template is how connections to one service begin: the first packet of each side.

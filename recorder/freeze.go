@@ -68,6 +68,11 @@ func (f *Frozen) Read(visit func(*evidence.Packet) bool) error {
 	return Read(f.Chunks(), f.from, f.to, visit)
 }
 
+// ReadNeeded is Read of what is needed, as the function ReadNeeded.
+func (f *Frozen) ReadNeeded(need Need, visit func(*evidence.Packet) bool) error {
+	return ReadNeeded(f.Chunks(), f.from, f.to, need, visit)
+}
+
 // Revoked tells whether one of the Chunks was needed for newer packets before it
 // was read, so that two passes may have seen different packets.
 func (f *Frozen) Revoked() bool { return f.revoked.Load() }

@@ -13,7 +13,7 @@ import (
 //
 //	sel := verdict.NewSelection()
 //	for each packet { sel.Survey(p) }
-//	for each packet { sel.Take(p) }
+//	for each packet { sel.Take(p) } // may leave out what sel.Need does not ask for
 //	sel.Fill(&inc.Window)
 //	judgement := verdict.Judge(inc)
 //
@@ -102,14 +102,31 @@ func (s *Selection) surveyReset(p *evidence.Packet, id flowID) {
 	s.recent.remember(&r)
 }
 
+// choose ends the first pass.
+func (s *Selection) choose() {
+	if s.taking != nil {
+		return
+	}
+	s.choice.silent(&s.tallies)
+	s.taking = newTaking(&s.choice)
+	s.recent, s.tallies.slots = recentResets{}, nil // their memory is needed now
+}
+
+// Need ends the first pass and returns what tells which packets Take need not see:
+// neither a RST nor one that is no plain TCP segment, and of those that are like a
+// packet, which the same end of a connection sends and that come the same way with the
+// same TTL, those behind the first n, where math.MaxInt is all. That may be called
+// while the second pass goes on.
+func (s *Selection) Need() func(like *evidence.Packet) int {
+	s.choose()
+	t, g, segment := s.taking, glance{}, evidence.Segment{}
+	return func(p *evidence.Packet) int { return t.need(p, &g, &segment) }
+}
+
 // Take takes the next packet of the second pass, which must be the same as the
 // first. What is needed of the packet is copied.
 func (s *Selection) Take(p *evidence.Packet) {
-	if s.taking == nil {
-		s.choice.silent(&s.tallies)
-		s.taking = newTaking(&s.choice)
-		s.recent, s.tallies.slots = recentResets{}, nil // their memory is needed now
-	}
+	s.choose()
 	g := &s.glance
 	if g.look(p, &s.segment) && s.taking.matters(p, g) && evidence.ParseSegment(p, &s.segment) == nil {
 		s.taking.take(p, g, &s.segment)
@@ -119,11 +136,10 @@ func (s *Selection) Take(p *evidence.Packet) {
 // Fill sets the counts of a window, its Packets and its Excerpts. The Selection is
 // used up with it.
 func (s *Selection) Fill(w *evidence.Window) {
+	s.choose()
 	w.PacketCount, w.ResetCount, w.SentResets, w.OwnResets = s.packets, s.resets, s.sent, s.own
 	w.FlowCount, w.ResetFlowCount, w.FlowsAtLeast = s.tallies.flows, s.tallies.resets, s.tallies.atLeast
-	w.Packets, w.Excerpts, w.Cut, w.Answers = nil, nil, false, s.answers.list()
-	if s.taking != nil {
-		s.taking.fill(w)
-	}
+	w.Answers = s.answers.list()
+	s.taking.fill(w)
 	*s = Selection{}
 }

@@ -278,6 +278,20 @@ func TestUsualTTLComesFromOtherFlows(t *testing.T) {
 	}
 }
 
+// TestSamplesOfOneFlow: of one other flow of the RST's address as many packets are
+// kept as of many, whether or not those that nobody needs are left out.
+func TestSamplesOfOneFlow(t *testing.T) {
+	var all []pkt
+	for i := range 60 {
+		all = append(all, pkt{ms: float64(i), src: netip.AddrPortFrom(client.Addr(), 2000), dst: server, flags: evidence.ACK, seq: 1, ack: 1, dir: evidence.Received, ttl: uint8(57 + i/20%2)})
+	}
+	rst := pkt{ms: 90, src: client, dst: server, flags: evidence.RST, seq: 7, dir: evidence.Received, ttl: 61}
+	w := window(append(all, rst)...)
+	if n, most := len(w.Packets), 2+sampleMore+1; n != most {
+		t.Errorf("%d packets kept, want one of each TTL, %d more, and the RST", n, sampleMore)
+	}
+}
+
 // TestManyGenerations: a tuple that is refused over and over is as many flows.
 func TestManyGenerations(t *testing.T) {
 	var all []pkt

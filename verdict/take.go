@@ -2,8 +2,10 @@ package verdict
 
 import (
 	"cmp"
+	"math"
 	"net/netip"
 	"slices"
+	"sync"
 
 	"tcpcoroner/evidence"
 )
@@ -46,6 +48,7 @@ type taking struct {
 	views    map[flowID]*view
 	partners map[int]bool
 	peers    map[peerID]*peer
+	mu       sync.Mutex // of each peer: need is asked by who reads ahead
 	samples  int
 	// flows and senders have a bit set for each of views and peers: what has none
 	// needs no look-up.
@@ -121,6 +124,29 @@ func (t *taking) matters(p *evidence.Packet, l *glance) bool {
 		p.Direction == evidence.Received && t.senders.has(l.src.hash())
 }
 
+// need is how many packets that are like p are of use.
+func (t *taking) need(p *evidence.Packet, l *glance, g *evidence.Segment) int {
+	switch {
+	case !l.look(p, g):
+		return math.MaxInt
+	case !t.matters(p, l):
+		return 0
+	case t.views[l.id] != nil:
+		return math.MaxInt
+	case p.Direction != evidence.Received:
+		return 0
+	case evidence.ParseSegment(p, g) != nil:
+		return math.MaxInt
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	from := t.peers[peerID{g.Src.Addr(), p.Namespace}]
+	if from == nil || from.more == sampleMore && slices.Contains(from.ttls[:from.n], g.TTL) {
+		return 0
+	}
+	return 1 + sampleMore // after them, sample has no use for more
+}
+
 func (t *taking) take(p *evidence.Packet, l *glance, g *evidence.Segment) {
 	rst := l.flags.Has(evidence.RST)
 	if v := t.views[l.id]; v != nil {
@@ -134,6 +160,8 @@ func (t *taking) take(p *evidence.Packet, l *glance, g *evidence.Segment) {
 // sample tells whether p is one of the packets that show the TTLs of an address:
 // the first with each, and some more.
 func (t *taking) sample(p *evidence.Packet, g *evidence.Segment) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	from := t.peers[peerID{g.Src.Addr(), p.Namespace}]
 	if from == nil || from.n == maxTTLs {
 		return false

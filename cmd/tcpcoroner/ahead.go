@@ -1,6 +1,9 @@
 package main
 
-import "tcpcoroner/evidence"
+import (
+	"tcpcoroner/evidence"
+	"tcpcoroner/recorder"
+)
 
 const (
 	// batchPackets is how many packets change hands at once: enough that waking the
@@ -10,8 +13,9 @@ const (
 	aheadBatches = 4
 )
 
-// reading calls visit for each packet of a window in order, until it returns false.
-type reading func(visit func(*evidence.Packet) bool) error
+// reading calls visit for each packet of a window that is needed, in order, until it
+// returns false. With nil all are needed.
+type reading func(need recorder.Need, visit func(*evidence.Packet) bool) error
 
 // batch holds packets; bytes are their headers. It owns both.
 type batch struct {
@@ -38,7 +42,7 @@ func (b *batch) clear() *batch {
 // processor is free. Packets, their order and their errors are those of read, and
 // what it holds does not depend on their number.
 func ahead(read reading) reading {
-	return func(visit func(*evidence.Packet) bool) error {
+	return func(need recorder.Need, visit func(*evidence.Packet) bool) error {
 		full, free, stop := make(chan *batch, aheadBatches), make(chan *batch, aheadBatches), make(chan struct{})
 		for range aheadBatches {
 			free <- &batch{}
@@ -46,7 +50,7 @@ func ahead(read reading) reading {
 		var err error // valid when full is closed
 		go func() {
 			defer close(full)
-			err = aside(func() error { return fill(read, full, free, stop) })
+			err = aside(func() error { return fill(read, need, full, free, stop) })
 		}()
 		for b := range full {
 			for i := range b.packets {
@@ -64,9 +68,9 @@ func ahead(read reading) reading {
 }
 
 // fill reads into the free batches and hands them over, until stop.
-func fill(read reading, full chan<- *batch, free <-chan *batch, stop <-chan struct{}) error {
+func fill(read reading, need recorder.Need, full chan<- *batch, free <-chan *batch, stop <-chan struct{}) error {
 	b := <-free
-	err := read(func(p *evidence.Packet) bool {
+	err := read(need, func(p *evidence.Packet) bool {
 		if b.add(p); len(b.packets) < batchPackets {
 			return true
 		}

@@ -6,12 +6,13 @@ import (
 	"testing"
 
 	"tcpcoroner/evidence"
+	"tcpcoroner/recorder"
 )
 
 // counting reads n packets that hold their number in a header whose memory is used
 // again, as the recorder does.
 func counting(n int, damage error) reading {
-	return func(visit func(*evidence.Packet) bool) error {
+	return func(_ recorder.Need, visit func(*evidence.Packet) bool) error {
 		var header [40]byte
 		var p evidence.Packet
 		for i := range n {
@@ -23,6 +24,18 @@ func counting(n int, damage error) reading {
 		}
 		clear(header[:])
 		return damage
+	}
+}
+
+// What is needed is told to who decodes.
+func TestAheadTellsTheNeed(t *testing.T) {
+	var asked int
+	read := ahead(func(need recorder.Need, visit func(*evidence.Packet) bool) error {
+		asked = need(&evidence.Packet{Number: 7})
+		return nil
+	})
+	if err := read(func(p *evidence.Packet) int { return p.Number }, nil); err != nil || asked != 7 {
+		t.Errorf("need %d, want 7: %v", asked, err)
 	}
 }
 
@@ -39,7 +52,7 @@ func TestAhead(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			seen := 0
-			err := ahead(counting(tt.packets, damage))(func(p *evidence.Packet) bool {
+			err := ahead(counting(tt.packets, damage))(nil, func(p *evidence.Packet) bool {
 				if p.Number != seen+1 || int(binary.BigEndian.Uint32(p.Header)) != seen || len(p.Header) != 4+seen%30 {
 					t.Fatalf("packet %d is number %d with header %x", seen+1, p.Number, p.Header)
 				}

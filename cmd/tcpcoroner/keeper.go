@@ -64,11 +64,11 @@ type keeper struct {
 type held interface {
 	// Until completes it with what came until a time.
 	Until(ctx context.Context, to time.Time) error
-	// Window describes it, Read reads its packets in order, Chunks gives what they
-	// are stored as. Revoked tells that memory was short: two passes over the
+	// Window describes it, ReadNeeded reads its packets in order, Chunks gives what
+	// they are stored as. Revoked tells that memory was short: two passes over the
 	// packets may have seen different ones.
 	Window() evidence.Window
-	Read(visit func(*evidence.Packet) bool) error
+	ReadNeeded(need recorder.Need, visit func(*evidence.Packet) bool) error
 	Chunks() iter.Seq2[[]byte, error]
 	Revoked() bool
 	Release()
@@ -281,7 +281,7 @@ func (k *keeper) conclude(o *openIncident, kept held, from time.Time) error {
 
 // keep judges and stores.
 func (k *keeper) keep(inc *evidence.Incident, kept held) error {
-	k.judge(inc, kept.Read)
+	k.judge(inc, kept.ReadNeeded)
 	if err := k.put(inc, kept.Chunks()); err != nil || !kept.Revoked() {
 		return err
 	}
@@ -291,8 +291,8 @@ func (k *keeper) keep(inc *evidence.Incident, kept held) error {
 // again judges what was stored: a part of the frozen packets made room for newer
 // ones meanwhile, and the verdict must speak of those that can be pulled.
 func (k *keeper) again(inc *evidence.Incident) error {
-	k.judge(inc, func(visit func(*evidence.Packet) bool) error {
-		return recorder.Read(k.stored(inc.ID), inc.Window.From, inc.Window.To, visit)
+	k.judge(inc, func(need recorder.Need, visit func(*evidence.Packet) bool) error {
+		return recorder.ReadNeeded(k.stored(inc.ID), inc.Window.From, inc.Window.To, need, visit)
 	})
 	return k.put(inc, k.stored(inc.ID))
 }
@@ -304,9 +304,8 @@ func (k *keeper) judge(inc *evidence.Incident, read reading) {
 	sel.Ignore(k.probes())
 	wire := &evidence.WireResets{}
 	wire.Expect(inc.Kernel)
-	err := errors.Join(
-		read(func(p *evidence.Packet) bool { sel.Survey(p); wire.Count(p); return true }),
-		read(func(p *evidence.Packet) bool { sel.Take(p); return true }))
+	err := read(nil, func(p *evidence.Packet) bool { sel.Survey(p); wire.Count(p); return true })
+	err = errors.Join(err, read(sel.Need(), func(p *evidence.Packet) bool { sel.Take(p); return true }))
 	w := &inc.Window
 	sel.Fill(w)
 	if err != nil {

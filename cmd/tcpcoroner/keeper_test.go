@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"tcpcoroner/evidence"
+	"tcpcoroner/recorder"
 )
 
 // ledger is what a keeper under test did, in order.
@@ -64,11 +65,11 @@ func (h *heldTest) Until(_ context.Context, to time.Time) error {
 	h.l.to = append(h.l.to, to)
 	return nil
 }
-func (h *heldTest) Window() evidence.Window                { return evidence.Window{} }
-func (h *heldTest) Read(func(*evidence.Packet) bool) error { return nil }
-func (h *heldTest) Chunks() iter.Seq2[[]byte, error]       { return nothing }
-func (h *heldTest) Revoked() bool                          { return h.l.revoked }
-func (h *heldTest) Release()                               { h.l.note("release") }
+func (h *heldTest) Window() evidence.Window                                     { return evidence.Window{} }
+func (h *heldTest) ReadNeeded(recorder.Need, func(*evidence.Packet) bool) error { return nil }
+func (h *heldTest) Chunks() iter.Seq2[[]byte, error]                            { return nothing }
+func (h *heldTest) Revoked() bool                                               { return h.l.revoked }
+func (h *heldTest) Release()                                                    { h.l.note("release") }
 
 func firing() evidence.Firing { return evidence.Firing{Trigger: "resets", Time: time.Now()} }
 

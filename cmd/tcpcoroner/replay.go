@@ -249,12 +249,12 @@ func rejudgeIn(ctx context.Context, r *recorder.Recorder, w evidence.Window, inc
 	inc.Window = frozen.Window()
 	inc.Window.Interfaces, inc.Window.Namespaces = w.Interfaces, w.Namespaces
 	inc.Window.Gaps = append(w.Gaps, inc.Window.Gaps...)
-	judge(inc, frozen.Read, nil)
+	judge(inc, frozen.ReadNeeded, nil)
 	return nil
 }
 
 // judge is the keeper's, for an incident that is in no store.
-func judge(inc *evidence.Incident, read func(func(*evidence.Packet) bool) error, ignored []uint16) {
+func judge(inc *evidence.Incident, read reading, ignored []uint16) {
 	k := keeper{probes: func() []uint16 { return ignored }}
 	k.judge(inc, read)
 }

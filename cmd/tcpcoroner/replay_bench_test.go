@@ -90,7 +90,7 @@ func BenchmarkJudgeFullWindow(b *testing.B) {
 	defer frozen.Release()
 	for b.Loop() {
 		inc := &evidence.Incident{Window: frozen.Window()}
-		judge(inc, frozen.Read, nil)
+		judge(inc, frozen.ReadNeeded, nil)
 		b.ReportMetric(float64(inc.Window.PacketCount), "packets")
 		b.ReportMetric(float64(inc.FlowsImplicated), "flows")
 	}

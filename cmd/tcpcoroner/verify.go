@@ -16,6 +16,7 @@ import (
 
 	"tcpcoroner/evidence"
 	"tcpcoroner/exporter/pcapng"
+	"tcpcoroner/recorder"
 )
 
 func verifyCommand(e *env) *cobra.Command {
@@ -123,7 +124,7 @@ func judgeAgain(inc *evidence.Incident, packets []evidence.Packet, ignored []uin
 	again := *inc
 	again.Flows, again.Verdict = nil, evidence.Verdict{}
 	again.Window.Gaps = slices.Clone(inc.Window.Gaps)
-	judge(&again, func(visit func(*evidence.Packet) bool) error {
+	judge(&again, func(_ recorder.Need, visit func(*evidence.Packet) bool) error {
 		for i := range packets {
 			if !visit(&packets[i]) {
 				break
