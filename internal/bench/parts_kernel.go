@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -39,10 +40,11 @@ func kernelPrograms(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(n.churnable(), b.hooks()); err != nil {
+	others, err := strangers()
+	if err := errors.Join(err, n.churnable(), b.hooks()); err != nil {
 		return err
 	}
-	if err := b.churned(ctx, n); err != nil {
+	if err := b.churned(ctx, n, others); err != nil {
 		return err
 	}
 	if err := b.runs(n); err != nil {
@@ -110,7 +112,8 @@ func programsFor(w watching, stats bool) (*kernel.Kernel, error) {
 
 // churned compares connections with and without the programs, in changing order:
 // many short runs, for the neighbours of this machine change from second to second.
-func (b *bench) churned(ctx context.Context, busy *namespace) error {
+// There is no answer beside the programs of others.
+func (b *bench) churned(ctx context.Context, busy *namespace, others int) error {
 	var all [ways][]spent
 	n := pick(b, 8_000, 2_000)
 	for round := range pick(b, 45, 3) {
@@ -124,7 +127,7 @@ func (b *bench) churned(ctx context.Context, busy *namespace) error {
 		}
 	}
 	t := table{Title: fmt.Sprintf("connect, 1 byte each way, close: %d connections in one thread, %d runs in turn, ns a connection", n, len(all[here])),
-		Columns: []string{"", "processor time, median (least)", "wall clock", "ratio, median of the pairs", "by the wall clock"}}
+		Columns: []string{"", "processor time, median (least)", "wall clock", "ratio, median of the pairs (quartiles)", "by the wall clock"}}
 	var ratios [ways]float64
 	for w, list := range all {
 		var times, walls, ratio, wallRatio []float64
@@ -134,12 +137,44 @@ func (b *bench) churned(ctx context.Context, busy *namespace) error {
 		}
 		ratios[w] = median(ratio)
 		t.Rows = append(t.Rows, []string{watching(w).String(), fmt.Sprintf("%.0f (%.0f)", median(times), least(times)),
-			fmt.Sprintf("%.0f (%.0f)", median(walls), least(walls)), fmt.Sprintf("%.3f", ratios[w]), fmt.Sprintf("%.3f", median(wallRatio))})
+			fmt.Sprintf("%.0f (%.0f)", median(walls), least(walls)), fmt.Sprintf("%.3f (%.3f to %.3f)", ratios[w], quarter(ratio, 1), quarter(ratio, 3)), fmt.Sprintf("%.3f", median(wallRatio))})
 	}
 	b.table(t)
-	b.goal(ratios[here] <= mostChurn && ratios[elsewhere] <= mostChurn, "connections cost <= 3 % more with the programs, median of the pairs",
-		"%.3f, where nobody records %.3f", ratios[here], ratios[elsewhere])
+	const what = "connections cost <= 3 % more with the programs, median of the pairs"
+	if others > 0 {
+		b.refuse(what, "%.3f, where nobody records %.3f, but there are programs of %d other recorders", ratios[here], ratios[elsewhere], others)
+		return nil
+	}
+	b.goal(ratios[here] <= mostChurn && ratios[elsewhere] <= mostChurn, what, "%.3f, where nobody records %.3f", ratios[here], ratios[elsewhere])
 	return nil
+}
+
+// quarter is a quartile of a list that is not empty: the first or the third.
+func quarter(list []float64, which int) float64 {
+	return slices.Sorted(slices.Values(list))[len(list)*which/4]
+}
+
+// strangers counts the programs of others on the hook that runs most. The kernel calls
+// a tracepoint's only program directly but several of them one by one, so that the
+// second is dearer than the first, and the first is in what "without programs" costs.
+func strangers() (n int, err error) {
+	for id := ebpf.ProgramID(0); ; {
+		id, err = ebpf.ProgramGetNextID(id)
+		if errors.Is(err, os.ErrNotExist) {
+			return n, nil
+		}
+		if err != nil {
+			return 0, fmt.Errorf("list the programs in the kernel: %w", err)
+		}
+		p, err := ebpf.NewProgramFromID(id)
+		if err != nil {
+			continue // gone meanwhile
+		}
+		if info, err := p.Info(); err == nil && info.Name == "set_state" {
+			n++
+		}
+		_ = p.Close() // it was only looked at
+	}
 }
 
 func churnOnce(busy *namespace, n int, w watching) (one spent, err error) {

@@ -39,27 +39,30 @@ func open(t testing.TB, cfg Config) *Kernel {
 	return k
 }
 
-// openOnly opens a Kernel. Where tracefs is not mounted it is, for the thread that
-// opens, which dies with its mount namespace. All tests do it this way: the
-// library looks for tracefs only once.
+// openOnly opens a Kernel.
 func openOnly(t testing.TB, cfg Config) *Kernel {
 	t.Helper()
 	netlab.NeedRoot(t)
 	var k *Kernel
-	var err error
+	if err := withTracefs(func() (err error) { k, err = Open(cfg); return err }); err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+// withTracefs mounts tracefs where it is not, for the thread that runs f and dies with
+// its mount namespace. All tests do it this way: the library looks for tracefs only once.
+func withTracefs(f func() error) (err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		runtime.LockOSThread()
 		if err = mountTracefs(); err == nil {
-			k, err = Open(cfg)
+			err = f()
 		}
 	}()
 	<-done
-	if err != nil {
-		t.Fatal(err)
-	}
-	return k
+	return err
 }
 
 func run(t testing.TB, k *Kernel) {

@@ -182,12 +182,16 @@ func (k *Kernel) attachAll() {
 }
 
 // attachOwners begins with accept: the other programs depend on what became of it.
-// Each way costs more than the one before it, and the last one at every system call.
+// Each way costs more than the one before it. A tracepoint of system calls is the
+// last: while it is on, each system call of each process takes the slow path
+// (SYSCALL_WORK_SYSCALL_TRACEPOINT, kernel/entry).
 func (k *Kernel) attachOwners() {
-	exact := k.attach(hookAccept) || k.attach(hookAccept4) && k.attach(hookAcceptSys)
+	exact := k.attach(hookAccept)
+	used := !exact && k.attach(hookRecv) && k.attach(hookSend)
+	exact = exact || !used && k.attach(hookAccept4) && k.attach(hookAcceptSys)
+	k.state.accept = exact || used
 	// It cannot fail: the variable is in the object.
 	_ = k.spec.Variables[bpfVarInheritAccepted].Set(!exact)
-	k.state.accept = exact || k.attach(hookRecv) && k.attach(hookSend)
 	k.state.owners = k.attach(hookState) && k.attach(hookDestroy)
 }
 

@@ -3,10 +3,12 @@ package kernel
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -63,7 +65,25 @@ func TestOwnersOfNewSockets(t *testing.T) {
 	k := open(t, config())
 	p := connect(t, netlab.NewNS(t))
 	wantVia(t, k, p.client, evidence.ViaConnect)
-	wantVia(t, k, p.server, evidence.ViaAccept)
+	wantAccepted(t, k, p.server)
+}
+
+// wantAccepted checks that this process is known to have accepted a connection, at
+// once or when it uses it: as well as this kernel tells.
+func wantAccepted(t *testing.T, k *Kernel, c *net.TCPConn) {
+	t.Helper()
+	if attached(k, hookAccept) || attached(k, hookAccept4) {
+		wantVia(t, k, c, evidence.ViaAccept)
+		return
+	}
+	if _, err := c.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	wantVia(t, k, c, evidence.ViaFirstUse)
+}
+
+func attached(k *Kernel, h hook) bool {
+	return slices.ContainsFunc(k.Level().Hooks, func(is evidence.KernelHook) bool { return is.Name == h.name && is.Attached })
 }
 
 // A connection that was there before has its owner from the files of processes.
@@ -93,6 +113,37 @@ func TestOwnersByFirstUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantVia(t, k, p.server, evidence.ViaFirstUse)
+}
+
+// A tracepoint of a system call makes all system calls slower: it is taken only where
+// nothing else tells who accepts.
+func TestSystemCallsAreTheLast(t *testing.T) {
+	k := open(t, config())
+	if attached(k, hookAccept) || attached(k, hookRecv) && attached(k, hookSend) {
+		for _, h := range []hook{hookAccept4, hookAcceptSys} {
+			if attached(k, h) {
+				t.Errorf("%s is attached", h.name)
+			}
+		}
+	}
+}
+
+// Where there is nothing else, the system call tells.
+func TestOwnersBySystemCall(t *testing.T) {
+	cfg := config()
+	cfg.Level = evidence.LevelReasons
+	k := open(t, cfg)
+	if err := withTracefs(func() error {
+		for _, h := range []hook{hookState, hookDestroy, hookAccept4, hookAcceptSys} {
+			if !k.attach(h) {
+				return fmt.Errorf("this kernel has no %s", h.name)
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Skip(err)
+	}
+	wantVia(t, k, connect(t, netlab.NewNS(t)).server, evidence.ViaAccept)
 }
 
 // What is closed leaves the table, or it would fill.

@@ -66,7 +66,7 @@ func TestWatch(t *testing.T) {
 	refused(there)
 	until(t, "the reset is told", func() bool { return events(there) == 1 })
 	watch(there)
-	wantVia(t, k, connect(t, there).server, evidence.ViaAccept)
+	wantAccepted(t, k, connect(t, there).server)
 	if !slices.ContainsFunc(k.Level().Hooks, func(h evidence.KernelHook) bool { return h.Name == hookSeed.name && h.Attached }) {
 		t.Errorf("hooks %+v", k.Level().Hooks)
 	}
