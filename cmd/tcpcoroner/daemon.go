@@ -47,6 +47,7 @@ type daemon struct {
 	server   *api.Server
 	hook     *api.Server // for webhooks on loopback; nil if there is none
 	history  counterHistory
+	heap     heapFit // of the watch
 	timeline *snapshot.Timeline
 	// tracking is the state of connection tracking at the last tick: of the watch.
 	tracking tracking
@@ -166,9 +167,10 @@ func (d *daemon) newKeeper() *keeper {
 		gather:   d.gather,
 		hold:     d.hold,
 		put: func(inc *evidence.Incident, chunks iter.Seq2[[]byte, error]) error {
-			before := d.stored()
+			before, _ := d.store.Bytes(inc.ID) // it may be put again
 			err := d.store.Put(inc, chunks, d.exporter.Signals()...)
-			d.triggers.Stored(time.Now(), d.stored()-min(before, d.stored()))
+			after, _ := d.store.Bytes(inc.ID) // none if it could not be put
+			d.triggers.Stored(time.Now(), after-min(before, after))
 			return err
 		},
 		stored: d.store.Chunks,
@@ -197,12 +199,6 @@ func (d *daemon) hold(from time.Time) (held, error) {
 func (d *daemon) tell(inc *evidence.Incident) {
 	announce(d.log, inc)
 	d.exporter.Kick()
-}
-
-// stored is the size of the database, in bytes.
-func (d *daemon) stored() uint64 {
-	s, _ := d.store.Stats() // what cannot be read is in the status
-	return s.Bytes
 }
 
 func (d *daemon) incidentFailed(err error) {

@@ -5,6 +5,7 @@ import (
 	"os"
 	"runtime/debug"
 	"runtime/metrics"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -19,10 +20,16 @@ const (
 	heap = 28 << 20
 	// socketHeap is what each socket adds: two looks at it, and their writing down.
 	socketHeap = 2 << 10
-	// besideHeap is what the runtime takes for itself at least: stacks, tables.
-	besideHeap = 2 << 20
 	// gcPercent lets garbage grow to half of what is in use.
 	gcPercent = 50
+	// heapSeconds is how far back the limit looks, and lastingSeconds how many of them
+	// what is in use must have lasted to raise it: for a peak of some seconds, as
+	// writing a large incident is, the collector works harder instead. It takes half
+	// of the processors then at most (the runtime's mgclimit.go).
+	heapSeconds, lastingSeconds = 60, 10
+	// The limit is a multiple of heapStep, and falls by fallSteps of them or more: to
+	// set it stops the program for a moment.
+	heapStep, fallSteps = 1 << 20, 4
 )
 
 // limitMemory keeps the heap small. The history is outside of it. GOMEMLIMIT and
@@ -36,32 +43,55 @@ func limitMemory(getenv func(string) string) {
 	}
 }
 
-// fitMemory lets the limit follow what is needed: where the kernel's events of the last
+// heapFit lets the limit follow what is needed: where the kernel's events of the last
 // minutes, or an incident that looks at very many sockets, do not leave room below it,
-// the collector would not stop running. Setting it stops the program for a moment, so
-// it is set for half as much more, and lowered when it is twice too high.
-func fitMemory(c *evidence.Counters) {
+// the collector would not stop running.
+type heapFit struct{ needs []int64 }
+
+// fit is called once a second.
+func (h *heapFit) fit(c *evidence.Counters) {
 	limit := debug.SetMemoryLimit(-1) // only reads it
 	if limit == math.MaxInt64 || os.Getenv("GOMEMLIMIT") != "" {
 		return
 	}
-	need := max(heap+int64(socketsIn(c))*socketHeap, roomFor(liveHeap()))
-	if want := need + (need-heap)/2; need > limit || want <= limit/2 {
+	h.needs = append(h.needs, neededHeap())
+	h.needs = h.needs[max(0, len(h.needs)-heapSeconds):]
+	if want := limitFor(h.needs, socketsIn(c), limit); want != limit {
 		debug.SetMemoryLimit(want)
 	}
 }
 
-// roomFor lets garbage grow to a quarter of what is in use, at least.
-func roomFor(live int64) int64 { return besideHeap + live + live/4 }
-
-// liveHeap is what the last collection found in use, in bytes.
-func liveHeap() int64 {
-	s := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
-	metrics.Read(s)
-	if s[0].Value.Kind() != metrics.KindUint64 {
-		return 0
+// limitFor is the limit for what was needed in each of the last seconds, and for so
+// many sockets, while it is limit; all but sockets in bytes. It falls later than it
+// rises, so that it does not go up and down with each incident.
+func limitFor(needs []int64, sockets uint64, limit int64) int64 {
+	want := heap + int64(sockets)*socketHeap
+	if n := len(needs) - lastingSeconds; n >= 0 {
+		want = max(want, slices.Sorted(slices.Values(needs))[n])
 	}
-	return int64(s[0].Value.Uint64())
+	want = (want + heapStep - 1) / heapStep * heapStep
+	if want > limit || want <= limit-fallSteps*heapStep {
+		return want
+	}
+	return limit
+}
+
+// neededHeap is the limit that what the last collection found in use needs, in bytes:
+// with that, what the runtime takes for itself, which counts too, and garbage of a
+// sixth of what is in use.
+func neededHeap() int64 {
+	var v [5]int64
+	s := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/total:bytes"},
+		{Name: "/memory/classes/heap/released:bytes"}, {Name: "/memory/classes/heap/free:bytes"},
+		{Name: "/memory/classes/heap/objects:bytes"}}
+	metrics.Read(s)
+	for i := range s {
+		if s[i].Value.Kind() == metrics.KindUint64 { // a later Go may not have it
+			v[i] = int64(s[i].Value.Uint64())
+		}
+	}
+	live, beside := v[0], v[1]-v[2]-v[3]-v[4]
+	return max(0, beside) + live + live/6
 }
 
 // socketsIn counts those of TCP, wherever they lead.

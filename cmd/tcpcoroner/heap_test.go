@@ -4,12 +4,54 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"tcpcoroner/evidence"
 )
+
+func TestLimitFor(t *testing.T) {
+	const mib = 1 << 20
+	// seconds in which so many MiB were needed, oldest first
+	seconds := func(pairs ...int) (needs []int64) {
+		for ; len(pairs) > 0; pairs = pairs[2:] {
+			needs = append(needs, slices.Repeat([]int64{int64(pairs[1]) * mib}, pairs[0])...)
+		}
+		return needs
+	}
+	for _, c := range []struct {
+		name    string
+		needs   []int64
+		sockets uint64
+		limit   int64
+		want    int64
+	}{
+		{"the start", nil, 0, heap, heap},
+		{"one second says nothing yet", seconds(1, 90), 0, heap, heap},
+		{"little is needed", seconds(60, 10), 0, heap, heap},
+		{"a peak of some seconds", seconds(40, 20, 9, 90, 11, 20), 0, heap, heap},
+		{"it lasts", seconds(40, 20, 10, 41, 10, 20), 0, heap, 41 * mib},
+		{"it lasts, in pieces", seconds(20, 20, 5, 41, 20, 20, 5, 60, 10, 20), 0, heap, 41 * mib},
+		{"it lasts from the start", seconds(10, 41), 0, heap, 41 * mib},
+		{"a little more", seconds(60, 42), 0, 41 * mib, 42 * mib},
+		{"a little less stays", seconds(60, 38), 0, 41 * mib, 41 * mib},
+		{"less", seconds(60, 37), 0, 41 * mib, 37 * mib},
+		{"some seconds are left of it", seconds(10, 41, 50, 20), 0, 41 * mib, 41 * mib},
+		{"it is over", seconds(9, 41, 51, 20), 0, 41 * mib, heap},
+		{"a part of a step", []int64{1, 2, 3, 4, 5, 6, 7, 8, 9, heap + 1}, 0, heap, heap},
+		{"a part of a step lasts", slices.Repeat([]int64{heap + 1}, 10), 0, heap, heap + mib},
+		{"many sockets, at once", nil, 30_000, heap, 87 * mib},
+		{"a few less stay", nil, 29_000, 87 * mib, 87 * mib},
+		{"far fewer", nil, 1000, 87 * mib, 30 * mib},
+		{"both", seconds(60, 100), 30_000, 87 * mib, 100 * mib},
+	} {
+		if got := limitFor(c.needs, c.sockets, c.limit); got != c.want {
+			t.Errorf("%s: limit of %d KiB, want %d", c.name, got>>10, c.want>>10)
+		}
+	}
+}
 
 func TestMemoryFollowsSockets(t *testing.T) {
 	before := debug.SetMemoryLimit(-1)
@@ -18,31 +60,26 @@ func TestMemoryFollowsSockets(t *testing.T) {
 	many := func(n uint64) *evidence.Counters {
 		return &evidence.Counters{Values: map[string]uint64{"Sockstat.TCP.inuse": n - n/2, "Sockstat.TCP.tw": n / 2}}
 	}
+	var h heapFit
 	debug.SetMemoryLimit(heap)
 	for _, step := range []struct {
-		name    string
 		sockets uint64
 		want    int64
-	}{
-		{"few", 0, heap},
-		{"many", 30_000, heap + 45_000*socketHeap},
-		{"a little more stays", 31_000, heap + 45_000*socketHeap},
-		{"a little less stays", 20_000, heap + 45_000*socketHeap},
-		{"far less", 0, heap},
-	} {
-		fitMemory(many(step.sockets))
+	}{{0, heap}, {30_000, 87 << 20}, {0, heap}} {
+		h.fit(many(step.sockets))
 		if got := debug.SetMemoryLimit(-1); got != step.want {
-			t.Errorf("%s: limit of %d bytes, want %d", step.name, got, step.want)
+			t.Errorf("%d sockets: limit of %d bytes, want %d", step.sockets, got, step.want)
 		}
 	}
 	t.Setenv("GOMEMLIMIT", "100MiB")
-	fitMemory(many(30_000))
+	h.fit(many(30_000))
 	if got := debug.SetMemoryLimit(-1); got != heap {
 		t.Errorf("GOMEMLIMIT is not respected: %d bytes", got)
 	}
 }
 
-// What is in use has room beside it: else the collector would run all the time.
+// What is in use has room beside it: else the collector would run all the time. What
+// the runtime takes for itself is within the limit, too.
 func TestMemoryFollowsLiveHeap(t *testing.T) {
 	before := debug.SetMemoryLimit(-1)
 	defer debug.SetMemoryLimit(before)
@@ -50,9 +87,18 @@ func TestMemoryFollowsLiveHeap(t *testing.T) {
 	held := make([]byte, 64<<20)
 	runtime.GC()
 	debug.SetMemoryLimit(heap)
-	fitMemory(&evidence.Counters{})
-	if got := debug.SetMemoryLimit(-1); got < 80<<20 || got > 160<<20 {
+	var h heapFit
+	for range lastingSeconds {
+		h.fit(&evidence.Counters{})
+	}
+	if got := debug.SetMemoryLimit(-1); got < 76<<20 || got > 160<<20 {
 		t.Errorf("limit of %d bytes with %d in use", got, len(held))
+	}
+	for range heapSeconds + 5 {
+		h.fit(&evidence.Counters{})
+	}
+	if len(h.needs) != heapSeconds {
+		t.Errorf("%d seconds are remembered, want %d", len(h.needs), heapSeconds)
 	}
 	runtime.KeepAlive(held)
 }

@@ -3,13 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
-	"sync"
 	"time"
 
 	sd "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/dustin/go-humanize"
-
-	"tcpcoroner/evidence"
 )
 
 // One ticker serves everything periodic: idle cost is wake-ups.
@@ -67,7 +64,7 @@ func (d *daemon) sample(now time.Time) {
 	c.Time = now
 	d.history.add(c, err)
 	if err == nil {
-		fitMemory(&c)
+		d.heap.fit(&c)
 	}
 	d.tracking.state, d.tracking.err = d.taker.Conntrack()
 	if err == nil {
@@ -119,50 +116,4 @@ func (d *daemon) exportLine() string {
 		return fmt.Sprintf("%d pending", s.Pending)
 	}
 	return "ok"
-}
-
-// counterHistory remembers the counters of the last seconds. It is safe for
-// concurrent use.
-type counterHistory struct {
-	span time.Duration
-
-	mu      sync.Mutex
-	samples []evidence.Counters
-	err     error
-}
-
-// add keeps a sample, or the reason why there is none this second.
-func (h *counterHistory) add(c evidence.Counters, err error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.err = err; err != nil {
-		return
-	}
-	h.samples = append(h.samples, c)
-	for len(h.samples) > 1 && c.Time.Sub(h.samples[0].Time) > h.span {
-		h.samples = h.samples[1:]
-	}
-}
-
-// latest is this second's sample.
-func (h *counterHistory) latest() (evidence.Counters, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.err != nil || len(h.samples) == 0 {
-		return evidence.Counters{}, h.err
-	}
-	return h.samples[len(h.samples)-1], nil
-}
-
-// before is the last sample not later than at, or the oldest there is.
-func (h *counterHistory) before(at time.Time) (c evidence.Counters) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for i, s := range h.samples {
-		if i > 0 && s.Time.After(at) {
-			break
-		}
-		c = s
-	}
-	return c
 }

@@ -41,6 +41,10 @@ func (p *pageBudget) spend(n int) {
 func (s *Store) dropPages() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.dropPagesLocked()
+}
+
+func (s *Store) dropPagesLocked() {
 	dir, err := filepath.EvalSymlinks(s.cfg.Dir)
 	if err != nil {
 		return

@@ -183,6 +183,15 @@ func (s *Store) marker(id string) (m marker, err error) {
 	return m, err
 }
 
+// Bytes is what an incident takes. It reads nothing of the others.
+func (s *Store) Bytes(id string) (uint64, error) {
+	m, err := s.marker(id)
+	if err != nil {
+		return 0, fmt.Errorf("read size of incident %s: %w", id, err)
+	}
+	return m.bytes(), nil
+}
+
 // eachMarker walks the incidents, newest first.
 func (s *Store) eachMarker(f func(marker) error) error {
 	err := s.view(func(txn *badger.Txn) error {

@@ -182,6 +182,7 @@ func (s *Store) reclaim() error {
 	rewrote := false
 	for err == nil {
 		err = s.collect()
+		s.dropPagesLocked() // of the file that was rewritten, and of the one it went to
 		rewrote = rewrote || err == nil
 	}
 	if rewrote {

@@ -270,6 +270,26 @@ func TestPutAgain(t *testing.T) {
 	}
 }
 
+func TestBytes(t *testing.T) {
+	s := open(t, Config{})
+	sum := uint64(0)
+	for i := range 3 {
+		inc := incidentAt(noon, byte(i))
+		if n, err := s.Bytes(inc.ID); n != 0 || !errors.Is(err, ErrNotFound) {
+			t.Errorf("before it is put: %d bytes, %v", n, err)
+		}
+		put(t, s, inc, randomChunks(1, i, 5000))
+		n, err := s.Bytes(inc.ID)
+		if err != nil || n <= uint64(i)*5000 {
+			t.Errorf("%d chunks: %d bytes, %v", i, n, err)
+		}
+		sum += n
+	}
+	if st, err := s.Stats(); err != nil || st.Bytes != sum {
+		t.Errorf("%d bytes in all, %d of each: %v", st.Bytes, sum, err)
+	}
+}
+
 func countKeys(t *testing.T, s *Store, prefix string) (n int) {
 	t.Helper()
 	err := s.db.View(func(txn *badger.Txn) error {
